@@ -1,0 +1,27 @@
+import type { Readable } from "node:stream";
+import type { AgentInfo, ExecRequest, Facts, HypervisorStatus, InstanceExecResult, InstanceStatus, JobEvent, Verb, VerbArgs, VerbResult, VolumeStatus } from "./protocol.ts";
+
+export interface CallOptions {
+  signal?: AbortSignal | undefined;
+  /** Deadline of the whole call in milliseconds. */
+  timeoutMillis?: number;
+  onEvent?: (event: JobEvent) => void;
+}
+
+/** The agent of one node. Every answer has passed its schema; `undefined` always means that the node answered "not there". */
+export interface AgentClient {
+  /** Node label for messages. */
+  readonly label: string;
+  info(options?: CallOptions): Promise<AgentInfo>;
+  facts(options?: CallOptions): Promise<Facts>;
+  hypervisor(options?: CallOptions): Promise<HypervisorStatus | undefined>;
+  instance(id: string, options?: CallOptions): Promise<InstanceStatus | undefined>;
+  instances(options?: CallOptions): Promise<InstanceStatus[]>;
+  log(id: string, lines: number, options?: CallOptions): Promise<string>;
+  exec(id: string, request: ExecRequest, options?: CallOptions): Promise<InstanceExecResult>;
+  volume(id: string, options?: CallOptions): Promise<VolumeStatus | undefined>;
+  hasBlob(digest: string, options?: CallOptions): Promise<boolean>;
+  putBlob(digest: string, bytes: number, body: () => Readable, options?: CallOptions): Promise<void>;
+  /** Runs a verb as a job: attaches to a running job of the same id, follows its events over lost connections, rejects with the agent's CloudletError. */
+  run<V extends Verb>(verb: V, args: VerbArgs<V>, options?: CallOptions): Promise<VerbResult<V>>;
+}

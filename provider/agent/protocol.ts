@@ -1,0 +1,246 @@
+import { createHash } from "node:crypto";
+import { z } from "zod";
+
+/** Raised when a newer provider cannot talk to an older agent; the provider then brings the agent up to date. */
+export const protocolVersion = 1;
+
+/** Where things are on a node. */
+export const paths = {
+  root: "/var/lib/cloudlet",
+  socket: "/run/cloudlet/agent.sock",
+  commission: "/var/lib/cloudlet/commission.json",
+  log: "/var/log/cloudlet-agent.log",
+} as const;
+
+/** The port on which an agent accepts data from another agent while a move is under way. */
+export const dataPort = 7443;
+
+/** The user that hypervisor processes run as. */
+export const guestUser = "cloudlet";
+
+export const digestSchema = z.string().regex(/^[0-9a-f]{64}$/, "must be a SHA-256 in lower-case hex");
+export const idSchema = z
+  .string()
+  .regex(/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?(\/[a-z0-9]([a-z0-9.-]*[a-z0-9])?)?$/, "must be lower-case letters, digits, dots and dashes")
+  .max(120);
+
+/** A name that LXD, cgroups and file systems all accept, readable and unique: `cluster/name` → `cluster-name-1a2b3c4d`. */
+export function guestName(id: string): string {
+  const slug = id.replace(/[^a-z0-9]+/g, "-").replace(/^[^a-z]+/, "").slice(0, 40).replace(/-+$/, "");
+  return `${slug || "c"}-${createHash("sha256").update(id).digest("hex").slice(0, 8)}`;
+}
+
+// --- facts ---------------------------------------------------------------------------------------
+
+export const factsSchema = z.object({
+  hostname: z.string(),
+  machineId: z.string().describe("Identifies the machine: contents of /etc/machine-id, or the digest of the host key where there is none."),
+  os: z.object({ id: z.string(), version: z.string(), name: z.string() }),
+  kernel: z.string(),
+  architecture: z.string(),
+  cores: z.int(),
+  memoryMib: z.int(),
+  cpuModel: z.string(),
+  cpuFlags: z.array(z.string()),
+  disks: z.array(z.object({ mount: z.string(), totalMib: z.int(), freeMib: z.int() })),
+  virtualisation: z.object({
+    kvm: z.boolean().describe("True only when a guest really executed with hardware acceleration."),
+    reason: z.string(),
+  }),
+  systemd: z.boolean(),
+});
+export type Facts = z.infer<typeof factsSchema>;
+
+// --- hypervisor ------------------------------------------------------------------------------------
+
+export const kindSchema = z.enum(["kvm", "lxd"]);
+export type Kind = z.infer<typeof kindSchema>;
+
+export const hypervisorSpecSchema = z.object({
+  kind: kindSchema,
+  owner: z.string(),
+  /** A remote or TCP-only LXD; without it the LXD on the node's unix socket. */
+  lxd: z
+    .object({ address: z.string(), clientCertificate: z.string(), clientKey: z.string(), serverCertificate: z.string() })
+    .optional(),
+});
+export type HypervisorSpec = z.infer<typeof hypervisorSpecSchema>;
+
+export const hypervisorStatusSchema = z.object({
+  kind: kindSchema,
+  owner: z.string(),
+  version: z.string(),
+  accelerator: z.enum(["kvm", "tcg", "none"]).describe("kvm = hardware, tcg = software emulation, none = containers."),
+  abilities: z.array(z.string()),
+  cloudlets: z.array(z.string()).describe("Ids of the cloudlets that this node owns."),
+});
+export type HypervisorStatus = z.infer<typeof hypervisorStatusSchema>;
+
+// --- cloudlets -------------------------------------------------------------------------------------
+
+export const portSchema = z.object({ port: z.int(), hostPort: z.int(), protocol: z.enum(["tcp", "udp"]) });
+export const fileSchema = z.object({ path: z.string(), content: z.string().describe("base64"), mode: z.int() });
+
+export const readySchema = z.object({
+  tcp: z.object({ port: z.int() }).optional(),
+  http: z.object({ port: z.int(), path: z.string() }).optional(),
+  log: z.string().optional().describe("A regular expression looked for in the console log."),
+  timeoutSeconds: z.int(),
+});
+export type Ready = z.infer<typeof readySchema>;
+
+export const instanceSpecSchema = z.object({
+  id: idSchema,
+  owner: z.string().describe("project/stack that declared it."),
+  kind: kindSchema,
+  state: z.enum(["running", "stopped", "suspended"]),
+  base: z.object({ digest: digestSchema }),
+  build: z.object({ digest: digestSchema, command: z.string().optional(), start: z.string() }).optional(),
+  resources: z.object({ cores: z.int(), memoryMib: z.int(), diskMib: z.int() }),
+  ports: z.array(portSchema),
+  files: z.array(fileSchema),
+  environment: z.record(z.string(), z.string()),
+  userData: z.string().optional(),
+  volumes: z.array(z.object({ id: idSchema, path: z.string() })),
+  stateFiles: z.array(z.string()),
+  ready: readySchema.optional(),
+});
+export type InstanceSpec = z.infer<typeof instanceSpecSchema>;
+
+/**
+ * Who may run a cloudlet. `owner` may; `incoming` holds or receives a copy and may not until it is activated;
+ * `released` has given it away and never runs it again unless it is given back with a higher epoch.
+ */
+export const ownershipSchema = z.object({
+  epoch: z.int().min(0),
+  role: z.enum(["owner", "incoming", "released"]),
+  /** Name of the node on the other side of the last move. */
+  peer: z.string().optional(),
+});
+export type Ownership = z.infer<typeof ownershipSchema>;
+
+export const instanceStatusSchema = z.object({
+  spec: instanceSpecSchema,
+  ownership: ownershipSchema,
+  status: z.enum(["running", "stopped", "suspended", "missing"]).describe("missing: recorded here, but the hypervisor does not have it."),
+  ready: z.boolean(),
+  address: z.string(),
+  imageDigest: digestSchema,
+  accelerator: z.enum(["kvm", "tcg", "none"]),
+  console: z.string().describe("Last lines of the console, for messages."),
+  lastMove: z.lazy(() => moveReportSchema).optional(),
+});
+export type InstanceStatus = z.infer<typeof instanceStatusSchema>;
+
+// --- volumes ---------------------------------------------------------------------------------------
+
+export const volumeSpecSchema = z.object({ id: idSchema, owner: z.string(), kind: kindSchema, sizeMib: z.int() });
+export type VolumeSpec = z.infer<typeof volumeSpecSchema>;
+
+export const volumeStatusSchema = z.object({
+  spec: volumeSpecSchema,
+  /** `awaited`: declared here, and comes with the cloudlet that has it attached elsewhere. `gone`: moved away to `peer`. */
+  place: z.enum(["here", "awaited", "gone"]),
+  peer: z.string().optional(),
+  attachedTo: z.string().optional(),
+});
+export type VolumeStatus = z.infer<typeof volumeStatusSchema>;
+
+// --- moves -----------------------------------------------------------------------------------------
+
+/** How the source agent reaches the target agent; the secret parts travel through SSH only. */
+export const moveTargetSchema = z.object({
+  node: z.string(),
+  addresses: z.array(z.string()).describe("Tried in order."),
+  port: z.int(),
+  certificate: digestSchema.describe("SHA-256 of the target's certificate in DER form."),
+  token: z.string(),
+});
+export type MoveTarget = z.infer<typeof moveTargetSchema>;
+
+export const moveReportSchema = z.object({
+  mode: z.enum(["cold", "state"]).describe("cold: disk and volumes; state: volumes and state files between hypervisor kinds."),
+  from: z.string(),
+  to: z.string(),
+  route: z.enum(["direct", "operator"]),
+  bytesSent: z.int(),
+  bytesAvoided: z.int().describe("Bytes of the cloudlet that the target already had."),
+  totalMillis: z.int(),
+  downtimeMillis: z.int().describe("From the stop on the source to the first successful readiness check on the target."),
+});
+export type MoveReport = z.infer<typeof moveReportSchema>;
+
+const nothing = z.object({});
+const byId = z.object({ id: idSchema });
+const byIdAndOwner = byId.extend({ owner: z.string() });
+
+/** What an agent does as a job: `PUT /v1/jobs/JOB {verb, args}`. Every verb is idempotent: run again after a crash, it continues. */
+export const verbs = {
+  "hypervisor.apply": { args: hypervisorSpecSchema, result: hypervisorStatusSchema },
+  "hypervisor.remove": { args: z.object({ owner: z.string() }), result: nothing },
+  "instance.apply": { args: z.object({ spec: instanceSpecSchema }), result: instanceStatusSchema },
+  "instance.remove": { args: byIdAndOwner, result: nothing },
+  "instance.restart": { args: byId, result: instanceStatusSchema },
+  "instance.snapshot": { args: byId.extend({ snapshot: idSchema }), result: nothing },
+  "instance.restore": { args: byId.extend({ snapshot: idSchema }), result: instanceStatusSchema },
+  "volume.apply": { args: z.object({ spec: volumeSpecSchema, awaited: z.boolean() }), result: volumeStatusSchema },
+  "volume.remove": { args: byIdAndOwner.extend({ retain: z.boolean() }), result: nothing },
+  /** On the target: reserve, open the data port, return what the source needs to connect. */
+  "move.prepare": { args: z.object({ spec: instanceSpecSchema, epoch: z.int(), from: z.string() }), result: moveTargetSchema.omit({ node: true }) },
+  /** On the source: stop, send, release, have the target activate, discard. Survives the loss of the operator. */
+  "move.run": {
+    args: z.object({ id: idSchema, epoch: z.int().describe("Epoch that the target will own."), self: z.string(), target: moveTargetSchema, route: z.enum(["direct", "operator"]) }),
+    result: moveReportSchema,
+  },
+  /** On the target: forget a copy that was never activated. */
+  "move.cancel": { args: byId, result: nothing },
+} as const;
+export type Verb = keyof typeof verbs;
+export type VerbArgs<V extends Verb> = z.infer<(typeof verbs)[V]["args"]>;
+export type VerbResult<V extends Verb> = z.infer<(typeof verbs)[V]["result"]>;
+
+// --- jobs ------------------------------------------------------------------------------------------
+
+export const jobErrorSchema = z.object({ code: z.string(), message: z.string(), fix: z.string() });
+
+/** One line of a job's journal and of its event stream. */
+export const jobEventSchema = z.discriminatedUnion("type", [
+  z.object({ type: z.literal("begun"), seq: z.int(), at: z.string(), verb: z.string() }),
+  z.object({ type: z.literal("step"), seq: z.int(), at: z.string(), name: z.string() }),
+  z.object({ type: z.literal("progress"), seq: z.int(), at: z.string(), text: z.string() }),
+  z.object({ type: z.literal("done"), seq: z.int(), at: z.string(), result: z.unknown() }),
+  z.object({ type: z.literal("failed"), seq: z.int(), at: z.string(), error: jobErrorSchema }),
+]);
+export type JobEvent = z.infer<typeof jobEventSchema>;
+
+export const jobRequestSchema = z.object({ verb: z.string(), args: z.unknown() });
+
+export const infoSchema = z.object({
+  protocol: z.int(),
+  digest: digestSchema.describe("SHA-256 of the running agent's bundle."),
+  startedAt: z.string(),
+  jobs: z.array(z.string()).describe("Ids of running jobs."),
+});
+export type AgentInfo = z.infer<typeof infoSchema>;
+
+export const execRequestSchema = z.object({ command: z.array(z.string()).min(1), environment: z.record(z.string(), z.string()).optional(), timeoutSeconds: z.int().min(1).max(3600) });
+export const execResultSchema = z.object({ stdout: z.string(), stderr: z.string(), exitCode: z.int() });
+export type ExecRequest = z.infer<typeof execRequestSchema>;
+export type InstanceExecResult = z.infer<typeof execResultSchema>;
+
+/*
+ * Plain requests beside jobs (all answers JSON unless said otherwise; errors are `{error: jobError}` with a 4xx or 5xx status):
+ *   GET    /v1/info                         AgentInfo
+ *   GET    /v1/facts                        Facts
+ *   GET    /v1/hypervisor                   HypervisorStatus, 404 where there is none
+ *   GET    /v1/instances/ID                 InstanceStatus, 404 where nothing is recorded (ID is URI-encoded)
+ *   GET    /v1/instances                    InstanceStatus[]
+ *   GET    /v1/instances/ID/log?lines=N     text/plain
+ *   POST   /v1/instances/ID/exec            ExecRequest -> InstanceExecResult
+ *   GET    /v1/volumes/ID                   VolumeStatus, 404
+ *   HEAD   /v1/blobs/DIGEST                 200 or 404
+ *   PUT    /v1/blobs/DIGEST                 body = bytes; verified, then visible; 201, or 422 INTEGRITY
+ *   GET    /v1/jobs/JOB/events?from=SEQ     application/x-ndjson of JobEvent until the job has ended
+ *   PUT    /v1/jobs/JOB                     JobRequest; attaches when JOB is running, else starts it
+ *   DELETE /v1/jobs/JOB                     cancels
+ */

@@ -1,0 +1,48 @@
+import type { AgentClient } from "../agent/clientTypes.ts";
+import type { ConnectionSettings, RemoteHost, Rest } from "../transport/types.ts";
+
+/** What a resource's lifecycle functions may use: nothing else reaches the outside world. */
+export interface Context {
+  signal: AbortSignal;
+  /** One line that says what is being done right now. */
+  status(text: string): void;
+  /** A warning shown with the resource. */
+  warn(text: string): void;
+  /** The pooled SSH connection to a node. */
+  host(connection: ConnectionSettings): Promise<RemoteHost>;
+  /** The agent of a commissioned node, brought up to date where its protocol is older. NOT_FOUND where the node was never commissioned. */
+  agent(connection: ConnectionSettings): Promise<AgentClient>;
+  /** Commissioning, and its opposite. */
+  commission: Commission;
+  /** LXD's own API, through SSH to its unix socket, or by HTTPS with pinned certificates. */
+  lxd(connection: ConnectionSettings, remote?: { address: string; clientCertificate: string; clientKey: string; serverCertificate: string }): Promise<Rest>;
+  /** Files of the operator's machine. */
+  local: { open(path: string): Promise<LocalBlob>; openDirectory(path: string): Promise<LocalBlob> };
+}
+
+export interface LocalBlob {
+  /** SHA-256, lower-case hex. */
+  digest: string;
+  bytes: number;
+  stream(): import("node:stream").Readable;
+}
+
+export interface CommissionRecord {
+  /** `project/stack` of everybody who declared this node. */
+  owners: string[];
+  /** Packages that commissioning added, dependencies included. */
+  packages: string[];
+  /** Whether the guest user was added. */
+  user: boolean;
+  /** Kernel settings changed, with the value they had before. */
+  sysctl: Record<string, string>;
+}
+
+export interface Commission {
+  /** Brings the node to the state a gateway needs for these hypervisor kinds. Running it twice changes nothing. */
+  apply(host: RemoteHost, options: { owner: string; install: "auto" | "never"; kinds: ("kvm" | "lxd")[] }, context: Context): Promise<CommissionRecord>;
+  /** undefined = never commissioned. `problems` names removed packages and a stopped agent. */
+  observe(host: RemoteHost, context: Context): Promise<{ record: CommissionRecord; problems: string[] } | undefined>;
+  /** Removes what was added, once the last owner has gone. */
+  remove(host: RemoteHost, owner: string, context: Context): Promise<void>;
+}

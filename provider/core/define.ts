@@ -1,0 +1,62 @@
+import type { z } from "zod";
+import type { Context } from "./context.ts";
+
+/** What is wrong with an input: a property path in Pulumi's notation (`ports[0].hostPort`) and a text that says what to do. */
+export interface Issue {
+  path: string;
+  message: string;
+}
+
+/** Metadata that `.meta()` puts on an input field, always last in the chain. */
+export interface FieldMeta {
+  /** A change of this field replaces the resource. */
+  replaces?: boolean;
+  /** Secret wherever it appears. */
+  secret?: boolean;
+  /** A list whose order means nothing. */
+  set?: boolean;
+  /** Filled in by the SDK classes, not by users; left out of the docs. */
+  internal?: boolean;
+}
+
+/** What check may look at besides the inputs. Nothing here reaches a node. */
+export interface CheckContext {
+  /** Inputs of the resources of one type that this run has checked before, by resource name. */
+  declared(token: string): ReadonlyMap<string, Record<string, unknown>>;
+  /** SHA-256 of a file on the operator's machine; NOT_FOUND where it is missing. */
+  digestFile(path: string): Promise<string>;
+  /** SHA-256 of the deterministic tar of a directory on the operator's machine. */
+  digestDirectory(path: string): Promise<string>;
+}
+
+type Shape = z.ZodObject;
+
+/**
+ * One resource. State is `inputs` as declared plus `outputs` as observed. The core derives everything else:
+ * check (parse, defaults, constraints), diff (from metadata), create and update (apply, then observe and compare),
+ * read (observe), secrets, schema.json and the docs page.
+ */
+export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extends Shape = Shape> {
+  /** `cloudlet:index:Node` */
+  token: string;
+  /** One or two sentences for the docs page. */
+  description: string;
+  inputs: Inputs;
+  outputs: Outputs;
+  /** The id: readable, stable, sufficient for import; never says where a cloudlet runs. */
+  identity(inputs: z.infer<Inputs>): string;
+  /** Completes inputs from the operator's machine (digests), before constraints are checked. Values may be missing where they are unknown. */
+  complete?(inputs: Partial<z.infer<Inputs>>, context: CheckContext): Promise<{ inputs: Partial<z.infer<Inputs>>; issues: Issue[] }>;
+  /** Constraints of the domain, as far as program and state suffice to know. Unknown fields are absent. `old` is the state before, if any. */
+  constraints?(inputs: Partial<z.infer<Inputs>>, context: CheckContext, old: Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>> | undefined): Issue[] | Promise<Issue[]>;
+  /** What is true on the node now. undefined = the node answered and has none; a silent node throws UNREACHABLE. */
+  observe(known: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<(z.infer<Inputs> & z.infer<Outputs>) | undefined>;
+  /** Makes it true: idempotent, resumable, the same for create and update. `old` is the state before, if any. */
+  apply(want: z.infer<Inputs>, old: (z.infer<Inputs> & Partial<z.infer<Outputs>>) | undefined, context: Context): Promise<void>;
+  /** Removes it; already gone is fine. */
+  remove(have: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<void>;
+}
+
+export function defineResource<Inputs extends Shape, Outputs extends Shape>(definition: ResourceDefinition<Inputs, Outputs>): ResourceDefinition<Inputs, Outputs> {
+  return definition;
+}

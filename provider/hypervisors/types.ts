@@ -1,0 +1,84 @@
+import type { Readable } from "node:stream";
+import type { InstanceExecResult, InstanceSpec, Kind } from "../agent/protocol.ts";
+
+/** What a hypervisor may lack; a cloudlet that needs a missing one is refused in preview, by this name. */
+export const abilities = ["userData", "suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles"] as const;
+export type Ability = (typeof abilities)[number];
+
+/** Which abilities each kind has; known without contacting a node. */
+export const abilitiesOf: Readonly<Record<Kind, readonly Ability[]>> = {
+  kvm: ["userData", "suspend", "snapshot", "exec", "environment", "volumes", "stateFiles"],
+  lxd: ["suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles"],
+};
+
+export type GuestState = "running" | "stopped" | "suspended";
+
+/** Everything a driver needs to know about one guest. Prepared by the agent; the driver owns `directory/` except `record.json`. */
+export interface Guest {
+  /** Accepted by LXD, cgroups and file systems (guestName of the cloudlet's id). */
+  name: string;
+  spec: InstanceSpec;
+  /** Absolute path of the verified base in the store. */
+  basePath: string;
+  /** Absolute path of the build's tar in the store. */
+  buildPath?: string | undefined;
+  /** The driver's own directory for this guest; exists. */
+  directory: string;
+  network: { bridge: string; mac: string; address: string; prefix: number; gateway: string };
+  /** Host paths of volumes, in the order of spec.volumes. */
+  volumes: { id: string; path: string; hostPath: string }[];
+}
+
+export interface Progress {
+  signal: AbortSignal;
+  status(text: string): void;
+}
+
+/** A file that makes up a stopped guest's state, for a move to a node of the same kind. */
+export interface Part {
+  name: string;
+  path: string;
+  /** Where pieces of this part are likely to be found on the target: the base's digest. */
+  format: "raw" | "tar";
+}
+
+/**
+ * What every hypervisor does, on the node. All methods are idempotent, have deadlines, and throw CloudletError:
+ * UNREACHABLE when the hypervisor is silent (never `undefined`), NOT_FOUND when the guest is not there and must be,
+ * FAILED with the hypervisor's own words otherwise.
+ */
+export interface Driver {
+  readonly kind: Kind;
+  /** Version of the hypervisor, and how guests execute on it. */
+  describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none" }>;
+  /** undefined = the hypervisor answered and has no such guest. */
+  observe(guest: Guest): Promise<GuestState | undefined>;
+  /** Makes the guest, stopped. An existing one is brought to the spec: limits, files, environment, disk size; a restart is the agent's business. Returns whether a running guest must restart for the change to show. */
+  ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded: boolean }>;
+  start(guest: Guest, progress: Progress): Promise<void>;
+  /** Asks the guest to shut down, waits up to 10 s, then ends it. A stopped guest is fine. */
+  stop(guest: Guest, progress: Progress): Promise<void>;
+  suspend(guest: Guest, progress: Progress): Promise<void>;
+  /** Removes everything `ensure` made. A guest that is already gone is fine. */
+  remove(guest: Guest, progress: Progress): Promise<void>;
+  snapshot(guest: Guest, name: string, progress: Progress): Promise<void>;
+  restore(guest: Guest, name: string, progress: Progress): Promise<void>;
+  exec(guest: Guest, command: string[], options: { environment?: Record<string, string> | undefined; timeoutMillis: number; signal?: AbortSignal | undefined }): Promise<InstanceExecResult>;
+  /** Last lines of the console (serial log, or container console), newest last. */
+  log(guest: Guest, lines: number): Promise<string>;
+  /** Of a stopped guest: files whose bytes are its state, made below guest.directory/export. */
+  exportParts(guest: Guest, progress: Progress): Promise<Part[]>;
+  /** Makes the stopped guest from parts assembled in `directory`. */
+  importParts(guest: Guest, directory: string, progress: Progress): Promise<void>;
+  /** Reads spec.stateFiles as one tar stream, consistently: of a running guest it quiesces, copies, and leaves the guest stopped. */
+  exportState(guest: Guest, progress: Progress): Promise<Readable>;
+  /** Puts such a tar into a guest that `ensure` made and that has not started yet. */
+  importState(guest: Guest, tar: Readable, progress: Progress): Promise<void>;
+  /** Volumes: a file or directory on the host that this kind of guest can attach. */
+  createVolume(hostPath: string, sizeMib: number, progress: Progress): Promise<void>;
+  /** A volume's contents as a tar stream, and back, for moves between kinds. */
+  readVolume(hostPath: string, progress: Progress): Promise<Readable>;
+  writeVolume(hostPath: string, sizeMib: number, tar: Readable, progress: Progress): Promise<void>;
+  /** Removes what the driver itself put on the host outside guest directories. */
+  uninstall(progress: Progress): Promise<void>;
+}
