@@ -178,7 +178,8 @@ const byIdAndOwner = byId.extend({ owner: z.string() });
 export const verbs = {
   "hypervisor.apply": { args: hypervisorSpecSchema, result: hypervisorStatusSchema },
   "hypervisor.remove": { args: z.object({ owner: z.string() }), result: nothing },
-  "instance.apply": { args: z.object({ spec: instanceSpecSchema }), result: instanceStatusSchema },
+  /** `fresh`: the caller knows of no cloudlet of this id, so a note that one moved away does not forbid it. */
+  "instance.apply": { args: z.object({ spec: instanceSpecSchema, fresh: z.boolean() }), result: instanceStatusSchema },
   "instance.remove": { args: byIdAndOwner, result: nothing },
   "instance.restart": { args: byId, result: instanceStatusSchema },
   "instance.snapshot": { args: byId.extend({ snapshot: idSchema }), result: nothing },

@@ -15,6 +15,8 @@ export interface FieldMeta {
   secret?: boolean;
   /** A list whose order means nothing. */
   set?: boolean;
+  /** Looked at by constraints and then dropped, so that it is neither stored nor compared. */
+  checkOnly?: boolean;
   /** Filled in by the SDK classes, not by users; left out of the docs. */
   internal?: boolean;
 }

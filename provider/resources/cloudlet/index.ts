@@ -1,0 +1,154 @@
+import type { InstanceSpec, InstanceStatus } from "../../agent/protocol.ts";
+import type { Context } from "../../core/context.ts";
+import { defineResource, type CheckContext, type Issue } from "../../core/define.ts";
+import { CloudletError, describeError } from "../../core/errors.ts";
+import { parseHypervisor, removeOrForget } from "../shared.ts";
+import { constraints } from "./constraints.ts";
+import { inputs, outputs, type Inputs, type State } from "./fields.ts";
+import { move } from "./move.ts";
+
+/** A small VM or container that serves one application and moves between nodes with its state. */
+export const cloudlet = defineResource({
+  token: "cloudlet:index:Cloudlet",
+  description: "A small VM (kvm) or system container (lxd) that serves one application close to its users. Changing `hypervisor` moves it with its state, as an in-place update.",
+  inputs,
+  outputs,
+  identity: ({ cluster, name }) => `${cluster}/${name}`,
+  complete,
+  constraints,
+
+  async observe(known, context) {
+    const agent = await context.agent(known.connection);
+    const found = await agent.instance(idOf(known));
+    if (found === undefined || found.spec.owner !== known.owner) return undefined;
+    return toState(known, found);
+  },
+
+  async apply(want, old, context) {
+    if (old !== undefined && old.hypervisor !== want.hypervisor) await move(want, old, context);
+    const agent = await context.agent(want.connection);
+    await supply(want, context);
+    const fresh = old === undefined;
+    await agent.run("instance.apply", { spec: toSpec(want), fresh }, { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) });
+  },
+
+  async remove(have, context) {
+    await removeOrForget(`cloudlet "${idOf(have)}"`, have, context, async () => {
+      const agent = await context.agent(have.connection);
+      await agent.run("instance.remove", { id: idOf(have), owner: have.owner }, { signal: context.signal });
+    });
+  },
+});
+
+export function idOf({ cluster, name }: { cluster: string; name: string }): string {
+  return `${cluster}/${name}`;
+}
+
+/** The agent's view of a cloudlet, from complete inputs. */
+export function toSpec(want: Inputs): InstanceSpec {
+  const { digest } = want.base;
+  if (digest === undefined) throw new CloudletError("BUG", `cloudlet "${idOf(want)}" has no base digest after check`);
+  const first = want.ports.find((port) => port.protocol === "tcp");
+  const ready = want.ready ?? (first && { tcp: first.port, timeoutSeconds: 120 });
+  return {
+    id: idOf(want),
+    owner: want.owner,
+    kind: parseHypervisor(want.hypervisor).kind,
+    state: want.state,
+    base: { digest },
+    ...(want.build?.digest !== undefined && {
+      build: { digest: want.build.digest, start: want.build.start, ...(want.build.command !== undefined && { command: want.build.command }) },
+    }),
+    resources: want.resources,
+    ports: want.ports.map(({ port, hostPort = port, protocol }) => ({ port, hostPort, protocol })),
+    files: want.files.map(({ path, content, mode }) => ({ path, mode, content: Buffer.from(content).toString("base64") })),
+    environment: want.environment,
+    ...(want.userData !== undefined && { userData: want.userData }),
+    volumes: want.volumes.map(({ volume, path }) => ({ id: volume, path })),
+    stateFiles: want.stateFiles,
+    ...(ready && {
+      ready: {
+        timeoutSeconds: ready.timeoutSeconds,
+        ...(ready.tcp !== undefined && { tcp: { port: ready.tcp } }),
+        ...("http" in ready && ready.http !== undefined && { http: ready.http }),
+        ...("log" in ready && ready.log !== undefined && { log: ready.log }),
+      },
+    }),
+  };
+}
+
+async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ inputs: Partial<Inputs>; issues: Issue[] }> {
+  const issues: Issue[] = [];
+  const digestOf = async (path: string, pinned: string | undefined, compute: () => Promise<string>): Promise<string | undefined> => {
+    try {
+      const digest = await compute();
+      if (pinned === undefined || pinned === digest) return digest;
+      issues.push({ path: path.replace(/[^.]+$/, "digest"), message: `is ${pinned}, and the content has ${digest}; correct the digest or the content` });
+    } catch (error) {
+      issues.push({ path, message: describeError(error) });
+    }
+    return pinned;
+  };
+  const { base, build } = want;
+  const baseDigest = base && (await digestOf("base.file", base.digest, () => local.digestFile(base.file)));
+  const buildDigest = build && (await digestOf("build.context", build.digest, () => local.digestDirectory(build.context)));
+  return {
+    inputs: {
+      ...want,
+      ...(base && baseDigest !== undefined && { base: { ...base, digest: baseDigest } }),
+      ...(build && buildDigest !== undefined && { build: { ...build, digest: buildDigest } }),
+      ...(want.ports && { ports: want.ports.map((port) => ({ ...port, hostPort: port.hostPort ?? port.port })) }),
+    },
+    issues,
+  };
+}
+
+/** Brings to the node what it needs from the operator's machine and does not have. */
+async function supply(want: Inputs, context: Context): Promise<void> {
+  const agent = await context.agent(want.connection);
+  const wanted = [
+    { what: "base", digest: want.base.digest, open: () => context.local.open(want.base.file) },
+    ...(want.build ? [{ what: "build", digest: want.build.digest, open: () => context.local.openDirectory(want.build?.context ?? "") }] : []),
+  ];
+  for (const { what, digest, open } of wanted) {
+    if (digest === undefined || (await agent.hasBlob(digest))) continue;
+    const blob = await open();
+    if (blob.digest !== digest) {
+      throw new CloudletError("INTEGRITY", `the ${what} of cloudlet "${idOf(want)}" changed while the program ran`, { fix: "run the same command again" });
+    }
+    context.status(`sending the ${what} (${(blob.bytes / 1e6).toFixed(1)} MB) to ${agent.label}`);
+    await agent.putBlob(digest, blob.bytes, blob.stream, { signal: context.signal });
+  }
+}
+
+/** What is true, in the words of the inputs, so that drift shows as a difference. */
+function toState(known: Inputs, found: InstanceStatus): State {
+  const { spec, ownership } = found;
+  const here = parseHypervisor(known.hypervisor);
+  const away = ownership.role === "released" && ownership.peer !== undefined;
+  const hypervisor = away ? `${ownership.peer}/${spec.kind}` : known.hypervisor;
+  const first = spec.ports[0];
+  return {
+    ...inputs.parse({ ...known, state: "running" }),
+    hypervisor,
+    // what the node cannot tell apart from the declaration stays as declared
+    state: observedState(known, found),
+    base: { ...known.base, digest: spec.base.digest },
+    resources: spec.resources,
+    ports: spec.ports,
+    environment: spec.environment,
+    stateFiles: spec.stateFiles,
+    endpoint: first ? `${known.nodeAddress}:${first.hostPort}` : "",
+    address: found.address,
+    node: away ? (ownership.peer ?? here.node) : here.node,
+    status: away ? `moved to ${ownership.peer}` : found.status,
+    imageDigest: found.imageDigest,
+    accelerator: found.accelerator,
+    ...(found.lastMove && { lastMove: found.lastMove }),
+  };
+}
+
+function observedState(known: Inputs, { status, ownership }: InstanceStatus): Inputs["state"] {
+  if (ownership.role === "released") return known.state;
+  return status === "missing" ? "stopped" : status;
+}

@@ -1,0 +1,23 @@
+import { z } from "zod";
+import { defineResource } from "../core/define.ts";
+import { nameField, ownerField } from "./shared.ts";
+
+const inputs = z.strictObject({
+  name: nameField.describe("Name of the cluster; cloudlet ids begin with it. Default: the Pulumi name.").meta({ replaces: true }),
+  owner: ownerField,
+  application: z.string().min(1).describe("The one application that the cluster's cloudlets serve.").meta({ replaces: true }),
+  description: z.string().optional().describe("Free text for people."),
+});
+
+/** The nodes that serve one application: a name and a rule, nothing on any node. */
+export const edgeCluster = defineResource({
+  token: "cloudlet:index:EdgeCluster",
+  description: "The nodes that serve one application. Every cloudlet belongs to a cluster; a second application on a cluster is refused in preview.",
+  inputs,
+  outputs: z.looseObject({}),
+  identity: ({ name }) => name,
+  // a cluster exists in state only, so what is known is what is true
+  observe: async (known) => known,
+  apply: async () => {},
+  remove: async () => {},
+});
