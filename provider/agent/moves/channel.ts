@@ -1,0 +1,155 @@
+import { createHash } from "node:crypto";
+import { Agent, request, type IncomingMessage } from "node:http";
+import type { Readable } from "node:stream";
+import { pipeline } from "node:stream/promises";
+import { connect as connectTls, type TLSSocket } from "node:tls";
+import { z } from "zod";
+import { CloudletError, errorCodes, type ErrorCode } from "../../core/errors.ts";
+import { jobErrorSchema, type MoveTarget } from "../protocol.ts";
+
+const dialMillis = 10_000;
+/** No byte either way for this long means that the link is gone. */
+const silenceMillis = 30_000;
+
+/** One source's connection to a target agent's data port: TLS with the pinned certificate, a one-time token on each request. */
+export class MoveChannel {
+  readonly #agent: Agent;
+  readonly #target: MoveTarget;
+  readonly #id: string;
+  bytesSent = 0;
+
+  constructor(target: MoveTarget, id: string) {
+    this.#target = target;
+    this.#id = id;
+    this.#agent = new Agent({ keepAlive: true, maxSockets: 2 });
+    this.#agent.createConnection = (_options, callback) => {
+      this.#dial().then(
+        (socket) => callback?.(null, socket),
+        (error: unknown) => callback?.(error instanceof Error ? error : new Error(String(error)), undefined as never),
+      );
+      return undefined;
+    };
+  }
+
+  async json<T>(schema: z.ZodType<T>, call: { method: "GET" | "PUT" | "POST"; path: string; body?: unknown; timeoutMillis?: number; signal?: AbortSignal | undefined }): Promise<T> {
+    const body = call.body === undefined ? undefined : Buffer.from(JSON.stringify(call.body));
+    const response = await this.#send(call, async (outgoing) => {
+      outgoing.end(body);
+      this.bytesSent += body?.length ?? 0;
+    });
+    const text = await textOf(response);
+    const status = response.statusCode ?? 0;
+    if (status >= 400) throw remoteError(this.#target.node, status, text);
+    return schema.parse(JSON.parse(text || "{}"));
+  }
+
+  /** Streams a body, counting what is really sent. */
+  async stream(path: string, body: Readable, signal?: AbortSignal): Promise<void> {
+    const response = await this.#send({ method: "PUT", path, signal }, async (outgoing) => {
+      const counter = this;
+      await pipeline(
+        body,
+        async function* (chunks: AsyncIterable<Buffer>) {
+          for await (const chunk of chunks) {
+            counter.bytesSent += chunk.length;
+            yield chunk;
+          }
+        },
+        outgoing,
+      );
+    });
+    const text = await textOf(response);
+    if ((response.statusCode ?? 0) >= 400) throw remoteError(this.#target.node, response.statusCode ?? 0, text);
+  }
+
+  close(): void {
+    this.#agent.destroy();
+  }
+
+  async #send(call: { method: string; path: string; timeoutMillis?: number; signal?: AbortSignal | undefined }, write: (outgoing: ReturnType<typeof request>) => Promise<void>): Promise<IncomingMessage> {
+    const outgoing = request({
+      agent: this.#agent,
+      method: call.method,
+      path: `${call.path}?id=${encodeURIComponent(this.#id)}`,
+      headers: { authorization: `Bearer ${this.#target.token}`, "content-type": "application/octet-stream" },
+      timeout: call.timeoutMillis ?? silenceMillis,
+      ...(call.signal && { signal: call.signal }),
+    });
+    outgoing.on("timeout", () => outgoing.destroy(this.#lost("did not answer in time")));
+    const answered = new Promise<IncomingMessage>((resolve, reject) => {
+      outgoing.on("response", resolve);
+      outgoing.on("error", (error) => reject(error instanceof CloudletError ? error : call.signal?.aborted ? new CloudletError("ABORTED", "the move was cancelled") : this.#lost(error.message)));
+    });
+    // a refusal may arrive while the body is still being written: then the answer matters, not the broken pipe
+    await Promise.race([answered, write(outgoing)]).catch(() => {});
+    return answered;
+  }
+
+  #lost(reason: string): CloudletError {
+    return new CloudletError("UNREACHABLE", `the connection to the agent of ${this.#target.node} was lost: ${reason}`);
+  }
+
+  async #dial(): Promise<TLSSocket> {
+    const reasons: string[] = [];
+    for (const host of this.#target.addresses) {
+      try {
+        return await this.#dialOne(host);
+      } catch (error) {
+        if (error instanceof CloudletError && error.code === "HOST_KEY") throw error;
+        reasons.push(`${host}: ${error instanceof Error ? error.message : String(error)}`);
+      }
+    }
+    throw new CloudletError("UNREACHABLE", `no address of ${this.#target.node} answers on port ${this.#target.port} (${reasons.join("; ")})`);
+  }
+
+  #dialOne(host: string): Promise<TLSSocket> {
+    return new Promise((resolve, reject) => {
+      // the certificate is self-signed and pinned, so the pin is the whole verification
+      const socket = connectTls({ host, port: this.#target.port, rejectUnauthorized: false, timeout: dialMillis });
+      socket.once("timeout", () => socket.destroy(new Error("no answer")));
+      socket.once("error", reject);
+      socket.once("secureConnect", () => {
+        const raw = socket.getPeerX509Certificate()?.raw;
+        const digest = raw === undefined ? "none" : createHash("sha256").update(raw).digest("hex");
+        if (digest !== this.#target.certificate) {
+          socket.destroy();
+          reject(new CloudletError("HOST_KEY", `${host}:${this.#target.port} shows certificate ${digest.slice(0, 16)}, not the ${this.#target.certificate.slice(0, 16)} of ${this.#target.node}`, { fix: "look for another program on that port, or an address that two machines share" }));
+          return;
+        }
+        socket.removeListener("error", reject);
+        socket.setNoDelay(true);
+        // from here on each request has its own deadline
+        socket.setTimeout(0);
+        socket.removeAllListeners("timeout");
+        resolve(socket);
+      });
+    });
+  }
+}
+
+async function textOf(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  try {
+    for await (const chunk of response) chunks.push(Buffer.from(chunk));
+  } catch (error) {
+    throw new CloudletError("UNREACHABLE", "the other agent's answer was cut off", { cause: error });
+  }
+  return Buffer.concat(chunks).toString();
+}
+
+const errorBody = z.object({ error: jobErrorSchema });
+
+function remoteError(node: string, status: number, text: string): CloudletError {
+  const parsed = errorBody.safeParse(safeJson(text));
+  if (!parsed.success) return new CloudletError("FAILED", `the agent of ${node} answered ${status}: ${text.slice(0, 200)}`);
+  const { code, message, fix } = parsed.data.error;
+  return new CloudletError(code in errorCodes ? (code as ErrorCode) : "FAILED", `${node}: ${message}`, { fix });
+}
+
+function safeJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,139 @@
+import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import { mkdir, readFile, rename, rm } from "node:fs/promises";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { createServer, type Server } from "node:https";
+import { join } from "node:path";
+import type { Readable } from "node:stream";
+import { X509Certificate } from "node:crypto";
+import type { z } from "zod";
+import { CloudletError, codeOf } from "../../core/errors.ts";
+import { run } from "../process.ts";
+import { dataPort, digestSchema } from "../protocol.ts";
+import type { Recipe } from "./recipe.ts";
+import { activateSchema, recipesSchema, sealRequestSchema, type Arrival } from "./wire.ts";
+
+/** What the data port asks of the agent; `authorize` says whether this token was handed out for this cloudlet. */
+export interface Receiver {
+  authorize(id: string, token: string): Promise<boolean>;
+  arrival(id: string): Promise<Arrival>;
+  supply(id: string, digest: string, body: Readable): Promise<void>;
+  begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]>;
+  receive(id: string, body: Readable): Promise<void>;
+  seal(id: string, seal: string): Promise<void>;
+  activate(id: string, seal: string, epoch: number): Promise<void>;
+}
+
+const recipesLimit = 64 * 1024 * 1024;
+
+/** The port on which other agents deliver; open only while a move is expected. */
+export class DataServer {
+  readonly #root: string;
+  readonly #receiver: Receiver;
+  #server: Server | undefined;
+
+  constructor(root: string, receiver: Receiver) {
+    this.#root = root;
+    this.#receiver = receiver;
+  }
+
+  /** Opens the port where it is closed, and returns the digest of its certificate. */
+  async open(): Promise<string> {
+    const { key, cert } = await identity(join(this.#root, "agent"));
+    if (this.#server === undefined) {
+      const server = createServer({ key, cert, requestTimeout: 0 }, (incoming, outgoing) => void this.#answer(incoming, outgoing));
+      await new Promise<void>((resolve, reject) => {
+        server.once("error", (error) => reject(new CloudletError("BUSY", `cannot listen on port ${dataPort} for the move: ${error.message}`, { fix: `free TCP port ${dataPort} on the node` })));
+        server.listen(dataPort, resolve);
+      });
+      this.#server = server;
+    }
+    return createHash("sha256").update(new X509Certificate(cert).raw).digest("hex");
+  }
+
+  close(): void {
+    this.#server?.close();
+    this.#server?.closeIdleConnections();
+    this.#server = undefined;
+  }
+
+  async #answer(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
+    const url = new URL(incoming.url ?? "/", "https://node");
+    const id = url.searchParams.get("id") ?? "";
+    try {
+      const token = /^Bearer (.+)$/.exec(incoming.headers.authorization ?? "")?.[1] ?? "";
+      if (!(await this.#receiver.authorize(id, token))) throw new CloudletError("UNAUTHORIZED", "this token is not for that cloudlet", { fix: "run `pulumi up` again for a new one" });
+      const result = await this.#route(`${incoming.method} ${url.pathname}`, id, incoming);
+      outgoing.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(result ?? {}));
+    } catch (error) {
+      incoming.resume();
+      const detail = { code: codeOf(error), message: error instanceof Error ? error.message : String(error), fix: error instanceof CloudletError ? error.fix : "" };
+      if (!outgoing.headersSent) outgoing.writeHead(detail.code === "UNAUTHORIZED" ? 401 : 409, { "content-type": "application/json" });
+      outgoing.end(JSON.stringify({ error: detail }));
+    }
+  }
+
+  async #route(route: string, id: string, incoming: IncomingMessage): Promise<unknown> {
+    if (route.startsWith("PUT /v1/blobs/")) return this.#receiver.supply(id, digestSchema.parse(route.slice("PUT /v1/blobs/".length)), incoming);
+    switch (route) {
+      case "GET /v1/arrival":
+        return this.#receiver.arrival(id);
+      case "PUT /v1/recipes": {
+        const { mode, parts } = await bodyOf(incoming, recipesSchema);
+        return { missing: await this.#receiver.begin(id, mode, parts) };
+      }
+      case "PUT /v1/pieces":
+        return this.#receiver.receive(id, incoming);
+      case "POST /v1/seal":
+        return this.#receiver.seal(id, (await bodyOf(incoming, sealRequestSchema)).seal);
+      case "POST /v1/activate": {
+        const { seal, epoch } = await bodyOf(incoming, activateSchema);
+        return this.#receiver.activate(id, seal, epoch);
+      }
+      default:
+        throw new CloudletError("NOT_FOUND", `no such request: ${route}`);
+    }
+  }
+}
+
+/** A one-time token, and how it is kept: only its digest is on disk. */
+export function newToken(): { token: string; digest: string } {
+  const token = randomBytes(32).toString("base64url");
+  return { token, digest: digestToken(token) };
+}
+
+export function tokenMatches(token: string, digest: string): boolean {
+  return timingSafeEqual(Buffer.from(digestToken(token), "hex"), Buffer.from(digest, "hex"));
+}
+
+function digestToken(token: string): string {
+  return createHash("sha256").update(token).digest("hex");
+}
+
+async function bodyOf<T>(incoming: IncomingMessage, schema: z.ZodType<T>): Promise<T> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of incoming) {
+    bytes += chunk.length;
+    if (bytes > recipesLimit) throw new CloudletError("REFUSED", `the request is larger than ${recipesLimit} bytes`);
+    chunks.push(Buffer.from(chunk));
+  }
+  const parsed = schema.safeParse(JSON.parse(Buffer.concat(chunks).toString() || "{}"));
+  if (!parsed.success) throw new CloudletError("INVALID", `the other agent sent something unexpected: ${parsed.error.issues[0]?.message}`, { fix: "bring both nodes to the same version with `pulumi up`" });
+  return parsed.data;
+}
+
+/** The agent's own certificate, made once; peers pin it, so its name and dates mean nothing. */
+async function identity(directory: string): Promise<{ key: Buffer; cert: Buffer }> {
+  const [keyPath, certPath] = [join(directory, "tls.key"), join(directory, "tls.crt")];
+  const both = () => Promise.all([readFile(keyPath), readFile(certPath)]);
+  const there = await both().catch(() => undefined);
+  if (there) return { key: there[0], cert: there[1] };
+  await mkdir(directory, { recursive: true });
+  const temporary = (path: string): string => `${path}.new`;
+  await run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "36500", "-subj", "/CN=cloudlet-agent", "-keyout", temporary(keyPath), "-out", temporary(certPath)], { timeoutMillis: 30_000 });
+  await rename(temporary(keyPath), keyPath);
+  await rename(temporary(certPath), certPath);
+  const [key, cert] = await both();
+  await rm(temporary(keyPath), { force: true });
+  return { key, cert };
+}

@@ -1,0 +1,29 @@
+import { z } from "zod";
+import { digestSchema, jobErrorSchema } from "../protocol.ts";
+import { recipeSchema } from "./recipe.ts";
+
+/** Where a move stands on the target, as the source sees it. */
+export const arrivalSchema = z.object({
+  phase: z.enum(["prepared", "sealed", "starting", "ready", "failed"]),
+  epoch: z.int(),
+  /** Blobs that the target's store lacks. */
+  needs: z.array(digestSchema),
+  seal: digestSchema.optional(),
+  error: jobErrorSchema.optional(),
+});
+export type Arrival = z.infer<typeof arrivalSchema>;
+
+export const recipesSchema = z.object({ mode: z.enum(["cold", "state"]), parts: z.array(recipeSchema).max(64) });
+export const missingSchema = z.object({ missing: z.array(digestSchema) });
+export const sealRequestSchema = z.object({ seal: digestSchema });
+export const activateSchema = z.object({ seal: digestSchema, epoch: z.int() });
+
+/*
+ * The data port of a target agent, while a move is expected (TLS, certificate pinned, `Authorization: Bearer TOKEN`, `?id=CLOUDLET`):
+ *   GET  /v1/arrival            Arrival
+ *   PUT  /v1/blobs/DIGEST       a blob of the store, verified
+ *   PUT  /v1/recipes            recipes -> missing digests
+ *   PUT  /v1/pieces             zstd stream of frames
+ *   POST /v1/seal               verify everything, make the stopped guest
+ *   POST /v1/activate           own the epoch, start; 200 at once, then watch the arrival
+ */
