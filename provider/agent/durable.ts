@@ -42,7 +42,11 @@ export async function readJson<S extends z.ZodType>(file: string, schema: S): Pr
 
 /** Makes renames, creations and removals in a directory durable. */
 export async function syncDirectory(directory: string): Promise<void> {
-  const handle = await open(directory, "r");
+  await syncFile(directory);
+}
+
+export async function syncFile(file: string): Promise<void> {
+  const handle = await open(file, "r");
   try {
     await handle.sync();
   } finally {

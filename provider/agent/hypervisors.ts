@@ -1,0 +1,114 @@
+import { rm } from "node:fs/promises";
+import path from "node:path";
+import { CloudletError } from "../core/errors.ts";
+import { abilitiesOf } from "../hypervisors/types.ts";
+import type { Driver } from "../hypervisors/types.ts";
+import { readJson, syncDirectory, writeDurably } from "./durable.ts";
+import type { JobContext } from "./jobs.ts";
+import { hypervisorSpecSchema } from "./protocol.ts";
+import type { HypervisorSpec, HypervisorStatus, Kind } from "./protocol.ts";
+import type { Records } from "./records.ts";
+
+export interface HypervisorsOptions {
+  root: string;
+  records: Records;
+  createDriver(spec: HypervisorSpec): Promise<Driver>;
+}
+
+type Description = Awaited<ReturnType<Driver["describe"]>>;
+
+const descriptionMillis = 60_000;
+
+/** The one hypervisor of this node. */
+export class Hypervisors {
+  readonly #options: HypervisorsOptions;
+  #driver: { key: string; driver: Driver } | undefined;
+  #description: { at: number; value: Description } | undefined;
+
+  constructor(options: HypervisorsOptions) {
+    this.#options = options;
+  }
+
+  current(): Promise<HypervisorSpec | undefined> {
+    return readJson(this.#file(), hypervisorSpecSchema);
+  }
+
+  async status(): Promise<HypervisorStatus | undefined> {
+    const spec = await this.current();
+    if (spec === undefined) return undefined;
+    const { version, accelerator } = await this.describe();
+    return { kind: spec.kind, owner: spec.owner, version, accelerator, abilities: [...abilitiesOf[spec.kind]], cloudlets: await this.#owned() };
+  }
+
+  /** The driver for cloudlets of this kind; REFUSED where the node has another kind, or none. */
+  async driver(kind: Kind): Promise<Driver> {
+    const spec = await this.current();
+    if (spec === undefined) throw new CloudletError("REFUSED", `this node has no hypervisor, so it cannot run a cloudlet of kind ${kind}`, { fix: "declare a Hypervisor on this node" });
+    if (spec.kind !== kind) throw new CloudletError("REFUSED", `this node's hypervisor is ${spec.kind}, so it cannot run a cloudlet of kind ${kind}`, { fix: "choose a hypervisor of the cloudlet's kind" });
+    const key = JSON.stringify(spec);
+    if (this.#driver?.key !== key) {
+      this.#driver = { key, driver: await this.#options.createDriver(spec) };
+      this.#description = undefined;
+    }
+    return this.#driver.driver;
+  }
+
+  async describe(): Promise<Description> {
+    const spec = await this.current();
+    if (spec === undefined) return { version: "", accelerator: "none" };
+    const driver = await this.driver(spec.kind);
+    if (this.#description === undefined || Date.now() - this.#description.at > descriptionMillis) {
+      this.#description = { at: Date.now(), value: await driver.describe() };
+    }
+    return this.#description.value;
+  }
+
+  async apply(spec: HypervisorSpec, context: JobContext): Promise<HypervisorStatus> {
+    const existing = await this.current();
+    if (existing !== undefined && existing.owner !== spec.owner) {
+      throw new CloudletError("CONFLICT", `this node's hypervisor (${existing.kind}) belongs to ${existing.owner}`, { fix: "use that stack's hypervisor, or remove it there first" });
+    }
+    if (existing !== undefined && existing.kind !== spec.kind) {
+      throw new CloudletError("REFUSED", `this node already has a hypervisor of kind ${existing.kind}; a node has exactly one`, { fix: "remove that hypervisor first" });
+    }
+    context.status(`looking for ${spec.kind === "kvm" ? "QEMU" : "LXD"}`);
+    // a hypervisor that does not answer is not recorded
+    const driver = await this.#options.createDriver(spec);
+    await driver.describe();
+    await writeDurably(this.#file(), `${JSON.stringify(spec, null, 2)}\n`, 0o600);
+    this.#description = undefined;
+    context.step("recorded");
+    const status = await this.status();
+    if (status === undefined) throw new CloudletError("BUG", "the hypervisor was recorded and cannot be read back");
+    return status;
+  }
+
+  async remove(owner: string, context: JobContext): Promise<void> {
+    const existing = await this.current();
+    if (existing === undefined) return;
+    if (existing.owner !== owner) throw new CloudletError("CONFLICT", `this node's hypervisor belongs to ${existing.owner}, not to ${owner}`);
+    const cloudlets = (await this.#options.records.list()).filter((record) => record.ownership.role !== "released").map((record) => record.spec.id);
+    if (cloudlets.length > 0) throw new CloudletError("REFUSED", `cloudlets are on this hypervisor: ${cloudlets.join(", ")}`, { fix: "remove or move them first" });
+    await this.uninstall(context);
+    context.step("removed");
+  }
+
+  async uninstall(context: JobContext): Promise<void> {
+    const existing = await this.current();
+    if (existing === undefined) return;
+    context.status(`removing what was set up for ${existing.kind}`);
+    await (await this.driver(existing.kind)).uninstall(context);
+    await rm(this.#file(), { force: true });
+    await syncDirectory(this.#options.root);
+    this.#driver = undefined;
+    this.#description = undefined;
+  }
+
+  async #owned(): Promise<string[]> {
+    return (await this.#options.records.list()).filter((record) => record.ownership.role === "owner").map((record) => record.spec.id);
+  }
+
+  #file(): string {
+    return path.join(this.#options.root, "hypervisor.json");
+  }
+}

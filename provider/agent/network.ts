@@ -1,0 +1,80 @@
+import { readFile, rm, stat, mkdir, writeFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import path from "node:path";
+import { CloudletError } from "../core/errors.ts";
+import { writeDurably } from "./durable.ts";
+import { dhcpHostsText, dnsmasqArguments, nftablesText, publications } from "./networkText.ts";
+import type { Run } from "./process.ts";
+import { subnet } from "./records.ts";
+import type { InstanceRecord } from "./records.ts";
+
+/** The guests' network: bridge, addresses, published ports. Everything is made again from the records, and removed by `teardown`. */
+export class Network {
+  readonly #directory: string;
+  readonly #run: Run;
+
+  constructor(directory: string, run: Run) {
+    this.#directory = directory;
+    this.#run = run;
+  }
+
+  /** Makes bridge, dnsmasq and rules what these records say. */
+  async publish(records: readonly InstanceRecord[]): Promise<void> {
+    await this.#ensureBridge();
+    await mkdir(this.#directory, { recursive: true, mode: 0o755 });
+    await writeDurably(path.join(this.#directory, "hosts"), dhcpHostsText(records), 0o644);
+    await this.#run(["nft", "-f", "-"], { stdin: nftablesText(publications(records)), timeoutMillis: 20_000 });
+    const pid = await this.#dnsmasq();
+    if (pid === undefined) await this.#run(["dnsmasq", ...dnsmasqArguments(this.#directory)], { timeoutMillis: 20_000 });
+    // dnsmasq reads its list of hosts again
+    else process.kill(pid, "SIGHUP");
+  }
+
+  async teardown(): Promise<void> {
+    const pid = await this.#dnsmasq();
+    if (pid !== undefined) {
+      process.kill(pid, "SIGTERM");
+      for (let i = 0; i < 100 && (await this.#dnsmasq()) !== undefined; i++) await sleep(50);
+    }
+    // adding first makes the removal of a missing table no error
+    await this.#run(["nft", "-f", "-"], { stdin: "table inet cloudlet {\n}\ndelete table inet cloudlet\n", timeoutMillis: 20_000 });
+    if (await bridgeExists()) await this.#run(["ip", "link", "delete", subnet.bridge], { timeoutMillis: 20_000 });
+    await rm(this.#directory, { recursive: true, force: true });
+  }
+
+  async #ensureBridge(): Promise<void> {
+    if (!(await bridgeExists())) await this.#run(["ip", "link", "add", subnet.bridge, "type", "bridge"], { timeoutMillis: 20_000 });
+    await this.#run(["ip", "address", "replace", `${subnet.gateway}/${String(subnet.prefix)}`, "dev", subnet.bridge], { timeoutMillis: 20_000 });
+    await this.#run(["ip", "link", "set", subnet.bridge, "up"], { timeoutMillis: 20_000 });
+    await setKernel("net/ipv4/ip_forward", "1");
+    // lets the node reach published ports through 127.0.0.1; the guard chain keeps guests away from it
+    await setKernel(`net/ipv4/conf/${subnet.bridge}/route_localnet`, "1");
+  }
+
+  /** Pid of our dnsmasq if it runs. */
+  async #dnsmasq(): Promise<number | undefined> {
+    const file = path.join(this.#directory, "dnsmasq.pid");
+    const pid = Number((await readFile(file, "utf8").catch(() => "")).trim());
+    if (!Number.isInteger(pid) || pid <= 0) return undefined;
+    // a pid may have been given to another program since
+    const command = await readFile(`/proc/${String(pid)}/cmdline`, "utf8").catch(() => "");
+    return command.includes("dnsmasq") && command.includes(file) ? pid : undefined;
+  }
+}
+
+async function bridgeExists(): Promise<boolean> {
+  return stat(`/sys/class/net/${subnet.bridge}`).then(
+    () => true,
+    () => false,
+  );
+}
+
+async function setKernel(name: string, value: string): Promise<void> {
+  const file = `/proc/sys/${name}`;
+  if ((await readFile(file, "utf8").catch(() => "")).trim() === value) return;
+  try {
+    await writeFile(file, value);
+  } catch (cause) {
+    throw new CloudletError("FAILED", `the kernel setting ${name} cannot be set to ${value}`, { cause, fix: "let the agent run as root outside a restricted container" });
+  }
+}

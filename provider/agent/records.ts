@@ -1,0 +1,88 @@
+import { createHash } from "node:crypto";
+import { mkdir, readdir, rm } from "node:fs/promises";
+import path from "node:path";
+import { z } from "zod";
+import { readJson, syncDirectory, writeDurably } from "./durable.ts";
+import { digestSchema, guestName, instanceSpecSchema, moveReportSchema, ownershipSchema } from "./protocol.ts";
+
+export const recordSchema = z.object({
+  spec: instanceSpecSchema,
+  ownership: ownershipSchema,
+  network: z.object({ mac: z.string(), address: z.string() }),
+  /** Whether the last apply reached its end. */
+  complete: z.boolean(),
+  /** Whether a running guest may still run with what an earlier spec said. */
+  restartPending: z.boolean(),
+  /** Digest of the base that the guest was made from; absent until it was made. */
+  builtFrom: digestSchema.optional(),
+  /** The guest is being made anew from another base; its state is aside. It must not start before that has ended. */
+  rebuilding: z.boolean().optional(),
+  lastMove: moveReportSchema.optional(),
+});
+export type InstanceRecord = z.infer<typeof recordSchema>;
+
+/** What this node knows about cloudlets: one directory each, named for the guest; the record is the truth, the rest belongs to the driver. */
+export class Records {
+  readonly #directory: string;
+
+  constructor(directory: string) {
+    this.#directory = directory;
+  }
+
+  directoryOf(id: string): string {
+    return path.join(this.#directory, guestName(id));
+  }
+
+  read(id: string): Promise<InstanceRecord | undefined> {
+    return readJson(path.join(this.directoryOf(id), "record.json"), recordSchema);
+  }
+
+  async write(record: InstanceRecord): Promise<void> {
+    const directory = this.directoryOf(record.spec.id);
+    // hypervisor processes of another user pass through, records stay unreadable to them
+    if ((await mkdir(directory, { recursive: true, mode: 0o755 })) !== undefined) await syncDirectory(this.#directory);
+    await writeDurably(path.join(directory, "record.json"), `${JSON.stringify(record, null, 2)}\n`, 0o600);
+  }
+
+  async list(): Promise<InstanceRecord[]> {
+    const found: InstanceRecord[] = [];
+    for (const name of (await readdir(this.#directory).catch(() => [])).sort()) {
+      const record = await readJson(path.join(this.#directory, name, "record.json"), recordSchema);
+      if (record !== undefined) found.push(record);
+    }
+    return found;
+  }
+
+  /** Forgets a cloudlet and everything in its directory. */
+  async remove(id: string): Promise<void> {
+    const directory = this.directoryOf(id);
+    // the record goes first: what is left of a directory without one is nobody's
+    await rm(path.join(directory, "record.json"), { force: true });
+    await rm(directory, { recursive: true, force: true });
+    await syncDirectory(this.#directory).catch(() => undefined);
+  }
+}
+
+export const subnet = { bridge: "cloudlet0", gateway: "10.87.0.1", prefix: 16, cidr: "10.87.0.0/16" } as const;
+
+const firstHost = 256;
+const hosts = 65_536 - 2 * firstHost;
+
+/** The same id has the same address on every node, unless another cloudlet there has it already: then the next free one. */
+export function allocateNetwork(id: string, taken: ReadonlySet<string>): InstanceRecord["network"] {
+  const wanted = createHash("sha256").update(id).digest().readUInt32BE(0) % hosts;
+  for (let offset = 0; offset < hosts; offset++) {
+    const host = firstHost + ((wanted + offset) % hosts);
+    const [high, low] = [host >> 8, host & 255];
+    if (low === 0 || low === 255) continue;
+    const address = `10.87.${String(high)}.${String(low)}`;
+    if (!taken.has(address)) return { address, mac: macOf(address) };
+  }
+  throw new Error("the guest network has no free address");
+}
+
+function macOf(address: string): string {
+  const bytes = address.split(".").map((part) => Number(part).toString(16).padStart(2, "0"));
+  // 02 = locally administered
+  return ["02", "00", ...bytes].join(":");
+}
