@@ -1,0 +1,55 @@
+import { describeError } from "./errors.ts";
+import type { CheckContext, Issue, ResourceDefinition } from "./define.ts";
+import type { Declarations } from "./declarations.ts";
+import { fieldsOf } from "./fields.ts";
+import { parseKnown } from "./parse.ts";
+import { containsUnknown, isRecord } from "./values.ts";
+
+export interface CheckRequest {
+  /** Inputs as the program gave them, unknown values included. */
+  news: Record<string, unknown>;
+  /** The state before, if any. */
+  old?: Record<string, unknown> | undefined;
+  declarations: Declarations;
+  local: Pick<CheckContext, "digestFile" | "digestDirectory">;
+}
+
+export interface CheckResult {
+  /** With defaults and completed; unknown values in their place. */
+  inputs: Record<string, unknown>;
+  issues: Issue[];
+}
+
+/** Parse, complete, then the rules of the domain. Never throws for what a user can write, and reaches no node. */
+export async function checkInputs(definition: ResourceDefinition, request: CheckRequest): Promise<CheckResult> {
+  const parsed = parseKnown(definition.inputs, request.news);
+  if (!isRecord(parsed.value) || parsed.issues.length > 0) return { inputs: request.news, issues: parsed.issues };
+  const declared = request.declarations.besides(definition, knownFields(parsed.value));
+  const context: CheckContext = { ...request.local, declared };
+  try {
+    const completed = await complete(definition, parsed.value, context);
+    const known = knownFields(completed.inputs);
+    const issues = [...completed.issues, ...((await definition.constraints?.(known, context, request.old)) ?? [])];
+    if (issues.length === 0) request.declarations.add(definition, known);
+    return { inputs: withoutCheckOnly(definition, completed.inputs), issues };
+  } catch (error) {
+    return { inputs: request.news, issues: [{ path: "", message: describeError(error) }] };
+  }
+}
+
+async function complete(definition: ResourceDefinition, inputs: Record<string, unknown>, context: CheckContext): Promise<CheckResult> {
+  if (!definition.complete) return { inputs, issues: [] };
+  const known = knownFields(inputs);
+  const completed = await definition.complete(known, context);
+  return { inputs: { ...inputs, ...completed.inputs }, issues: completed.issues };
+}
+
+/** Fields without any unknown part: what is half known would be read as if the rest were left out. */
+function knownFields(inputs: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(inputs).filter(([, value]) => !containsUnknown(value)));
+}
+
+function withoutCheckOnly(definition: ResourceDefinition, inputs: Record<string, unknown>): Record<string, unknown> {
+  const dropped = new Set(fieldsOf(definition.inputs).filter(({ meta }) => meta.checkOnly).map(({ name }) => name));
+  return Object.fromEntries(Object.entries(inputs).filter(([name]) => !dropped.has(name)));
+}

@@ -1,0 +1,83 @@
+import { isDeepStrictEqual } from "node:util";
+import type { z } from "zod";
+import { fieldsOf, type Field, type FieldType } from "./fields.ts";
+import { formatPath, isRecord, unknownValue, withoutNulls, type PropertyPath } from "./values.ts";
+
+export interface Change {
+  path: string;
+  kind: "add" | "delete" | "update";
+  replaces: boolean;
+}
+
+/** How what is wanted differs from what is there, by the input fields alone: outputs and foreign keys are not looked at. */
+export function diffInputs(inputs: z.ZodObject, have: Record<string, unknown>, want: Record<string, unknown>): Change[] {
+  return fieldsOf(inputs).flatMap((field) => diffField(field, { have: have[field.name], want: want[field.name] }, { path: [field.name], replaces: false }));
+}
+
+interface Pair {
+  have: unknown;
+  want: unknown;
+}
+
+interface Place {
+  path: PropertyPath;
+  replaces: boolean;
+}
+
+function diffField(field: Field, pair: Pair, place: Place): Change[] {
+  if (field.meta.checkOnly) return [];
+  const replaces = place.replaces || field.meta.replaces === true;
+  const have = pair.have ?? field.fallback;
+  const want = pair.want ?? field.fallback;
+  const change = (kind: Change["kind"]): Change[] => [{ path: formatPath(place.path), kind, replaces }];
+  if (want === unknownValue) return change(have === undefined ? "add" : "update");
+  if (have === undefined) return want === undefined ? [] : change("add");
+  if (want === undefined) return change("delete");
+  return diffContent(field, { have, want }, { path: place.path, replaces }) ?? change("update");
+}
+
+/** undefined = the values differ and have no parts to look into. */
+function diffContent(field: Field, { have, want }: Pair, place: Place): Change[] | undefined {
+  const { type } = field;
+  if (type.kind === "object" && isRecord(have) && isRecord(want)) {
+    return type.fields.flatMap((inner) => diffField(inner, { have: have[inner.name], want: want[inner.name] }, below(place, inner.name)));
+  }
+  if (type.kind === "record" && isRecord(have) && isRecord(want)) {
+    const keys = [...new Set([...Object.keys(have), ...Object.keys(want)])];
+    return keys.flatMap((key) => diffField(type.values, { have: have[key], want: want[key] }, below(place, key)));
+  }
+  if (type.kind === "array" && Array.isArray(have) && Array.isArray(want)) {
+    return field.meta.set ? diffSet(type, { have, want }, place) : diffList(type, { have, want }, place);
+  }
+  return isDeepStrictEqual(withoutNulls(have), withoutNulls(want)) ? [] : undefined;
+}
+
+interface Lists {
+  have: unknown[];
+  want: unknown[];
+}
+
+function diffList(type: FieldType & { kind: "array" }, { have, want }: Lists, place: Place): Change[] {
+  const length = Math.max(have.length, want.length);
+  return Array.from({ length }, (_, index) => diffField(type.items, { have: have[index], want: want[index] }, below(place, index))).flat();
+}
+
+// equal elements cancel out wherever they stand; the rest is compared in order, at the position in the wanted list
+function diffSet(type: FieldType & { kind: "array" }, { have, want }: Lists, place: Place): Change[] {
+  const left = [...have];
+  const added: { item: unknown; index: number }[] = [];
+  for (const [index, item] of want.entries()) {
+    const match = left.findIndex((other) => diffField(type.items, { have: other, want: item }, place).length === 0);
+    if (match === -1) added.push({ item, index });
+    else left.splice(match, 1);
+  }
+  const removed = left.map((item) => ({ item, index: have.indexOf(item) }));
+  return Array.from({ length: Math.max(added.length, removed.length) }, (_, position) => {
+    const [from, to] = [removed[position], added[position]];
+    return diffField(type.items, { have: from?.item, want: to?.item }, below(place, to?.index ?? from?.index ?? position));
+  }).flat();
+}
+
+function below(place: Place, step: string | number): Place {
+  return { path: [...place.path, step], replaces: place.replaces };
+}

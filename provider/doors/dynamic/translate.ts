@@ -1,0 +1,112 @@
+import type { Context } from "../../core/context.ts";
+import { checkInputs } from "../../core/check.ts";
+import type { Declarations } from "../../core/declarations.ts";
+import type { CheckContext, Issue, ResourceDefinition } from "../../core/define.ts";
+import { diffInputs } from "../../core/diff.ts";
+import { CloudletError, describeError } from "../../core/errors.ts";
+import * as reconcile from "../../core/reconcile.ts";
+
+type Props = Record<string, unknown>;
+
+export interface DynamicDoor {
+  definitions: readonly ResourceDefinition[];
+  declarations: Declarations;
+  digests: Pick<CheckContext, "digestFile" | "digestDirectory">;
+  /** A context for one operation on the resource that `subject` names. */
+  open(subject: string): Context;
+}
+
+/** Pulumi's dynamic provider interface over resource definitions: translation and nothing else. */
+export function dynamicHooks({ definitions, declarations, digests, open }: DynamicDoor) {
+  const find = (token: string): ResourceDefinition => {
+    const found = definitions.find((definition) => definition.token === token);
+    if (!found) throw new CloudletError("BUG", `this version of pulumi-cloudlet has no ${token}`, { fix: "install the version that made this resource, or a newer one" });
+    return found;
+  };
+
+  return {
+    async check(token: string, olds: Props, news: Props) {
+      const definition = find(token);
+      const old = Object.keys(olds).length === 0 ? undefined : plain(olds);
+      const { inputs, issues } = await checkInputs(definition, { news: plain(news), old, declarations, local: digests });
+      return { inputs, failures: issues.map(toFailure) };
+    },
+
+    diff(token: string, olds: Props, news: Props) {
+      const changes = diffInputs(find(token).inputs, olds, news);
+      const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
+      return Promise.resolve({ changes: changes.length > 0, replaces: [...replaces], deleteBeforeReplace: true });
+    },
+
+    async create(token: string, inputs: Props) {
+      const definition = find(token);
+      const wanted = plain(inputs);
+      return translated(inputs, async () => {
+        const { id, state } = await reconcile.create(definition, wanted, open(subjectOf(definition, wanted)));
+        return { id, outs: state };
+      });
+    },
+
+    async read(token: string, id: string, props: Props) {
+      const definition = find(token);
+      return translated(props, async () => {
+        const state = await reconcile.read(definition, plain(props), open(`${definition.token} "${id}"`));
+        // an empty id tells the engine that the resource is gone
+        if (state === undefined) return { id: "", props: {} };
+        return { id, props: state, inputs: reconcile.inputsOf(definition, state) };
+      });
+    },
+
+    async update(token: string, id: string, olds: Props, news: Props) {
+      const definition = find(token);
+      return translated(news, async () => {
+        const change = { id, old: plain(olds), inputs: plain(news) };
+        return { outs: await reconcile.update(definition, change, open(subjectOf(definition, change.inputs))) };
+      });
+    },
+
+    async remove(token: string, props: Props) {
+      const definition = find(token);
+      const have = plain(props);
+      await translated(props, () => reconcile.remove(definition, have, open(subjectOf(definition, have))));
+    },
+  };
+}
+
+/** The path stands in the reason, since the engine prints the value of a property that is named, secrets included. */
+function toFailure({ path, message }: Issue): { property: string; reason: string } {
+  return { property: "", reason: path === "" ? message : `${path}: ${message}` };
+}
+
+const providerKey = "__provider";
+
+function plain(props: Props): Props {
+  return Object.fromEntries(Object.entries(props).filter(([key]) => key !== providerKey));
+}
+
+function topLevel(path: string): string {
+  return path.split(/[.[]/, 1)[0] ?? path;
+}
+
+function subjectOf(definition: ResourceDefinition, inputs: Props): string {
+  const kind = definition.token.split(":").at(-1) ?? definition.token;
+  return `${kind.charAt(0).toLowerCase()}${kind.slice(1)} "${definition.identity(inputs)}"`;
+}
+
+async function translated<T>(props: Props, operation: () => Promise<T>): Promise<T> {
+  try {
+    return await operation();
+  } catch (error) {
+    if (!(error instanceof reconcile.PartialFailure)) throw toError(describeError(error));
+    // without the provider's text in the kept state, neither delete nor read could run later
+    const properties = { ...error.state, [providerKey]: props[providerKey] };
+    throw Object.assign(toError(error.message), { id: error.id, properties, reasons: error.reasons });
+  }
+}
+
+// pulumi prints an error's stack beside its message, and users have no use for it
+function toError(message: string): Error {
+  const error = new Error(message);
+  error.stack = "";
+  return error;
+}

@@ -1,0 +1,48 @@
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { stat } from "node:fs/promises";
+import type { Readable } from "node:stream";
+import type { Context, LocalBlob } from "../core/context.ts";
+import type { CheckContext } from "../core/define.ts";
+import { CloudletError } from "../core/errors.ts";
+import { packDirectory } from "./directory.ts";
+
+/** Files and directories of the operator's machine, as blobs with a digest. */
+export const local: Context["local"] = {
+  async open(path) {
+    const found = await statOf(path);
+    if (!found.isFile()) throw new CloudletError("INVALID", `${path} is not a file`, { fix: "name a file" });
+    return blobOf(path, () => createReadStream(path));
+  },
+  async openDirectory(path) {
+    const found = await statOf(path);
+    if (!found.isDirectory()) throw new CloudletError("INVALID", `${path} is not a directory`, { fix: "name a directory" });
+    return blobOf(path, () => packDirectory(path));
+  },
+};
+
+export const digests: Pick<CheckContext, "digestFile" | "digestDirectory"> = {
+  digestFile: async (path) => (await local.open(path)).digest,
+  digestDirectory: async (path) => (await local.openDirectory(path)).digest,
+};
+
+async function statOf(path: string): ReturnType<typeof stat> {
+  return stat(path).catch((error: unknown) => {
+    throw new CloudletError("NOT_FOUND", `${path} is not on this machine`, { cause: error, fix: "correct the path; relative ones start at the program's directory" });
+  });
+}
+
+async function blobOf(path: string, stream: () => Readable): Promise<LocalBlob> {
+  const hash = createHash("sha256");
+  let bytes = 0;
+  try {
+    for await (const chunk of stream()) {
+      if (!Buffer.isBuffer(chunk)) throw new TypeError("a stream of bytes gave something else");
+      hash.update(chunk);
+      bytes += chunk.length;
+    }
+  } catch (error) {
+    throw new CloudletError("INVALID", `${path} cannot be read`, { cause: error, fix: "check its permissions" });
+  }
+  return { digest: hash.digest("hex"), bytes, stream };
+}
