@@ -133,7 +133,8 @@ export class Jobs {
       const result = await this.#options.lock.run(work.keys, () => work.perform(context), job.abort.signal);
       record({ type: "done", result });
     } catch (error) {
-      record({ type: "failed", error: toJobError(error) });
+      const cancelled = job.abort.signal.aborted && codeOf(error) === "ABORTED";
+      record({ type: "failed", error: toJobError(cancelled ? job.abort.signal.reason : error) });
     }
   }
 

@@ -1,16 +1,15 @@
-import { createHash, randomBytes, timingSafeEqual } from "node:crypto";
+import { createHash, randomBytes, timingSafeEqual, X509Certificate } from "node:crypto";
 import { mkdir, readFile, rename, rm } from "node:fs/promises";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { createServer, type Server } from "node:https";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
-import { X509Certificate } from "node:crypto";
 import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { run } from "../process.ts";
-import { dataPort, digestSchema } from "../protocol.ts";
+import { dataPort, digestSchema, type MoveReport } from "../protocol.ts";
 import type { Recipe } from "./recipe.ts";
-import { activateSchema, recipesSchema, sealRequestSchema, type Arrival } from "./wire.ts";
+import { activateSchema, completeSchema, recipesSchema, sealRequestSchema, type Arrival } from "./wire.ts";
 
 /** What the data port asks of the agent; `authorize` says whether this token was handed out for this cloudlet. */
 export interface Receiver {
@@ -21,6 +20,7 @@ export interface Receiver {
   receive(id: string, body: Readable): Promise<void>;
   seal(id: string, seal: string): Promise<void>;
   activate(id: string, seal: string, epoch: number): Promise<void>;
+  complete(id: string, report: MoveReport): Promise<void>;
 }
 
 const recipesLimit = 64 * 1024 * 1024;
@@ -89,6 +89,8 @@ export class DataServer {
         const { seal, epoch } = await bodyOf(incoming, activateSchema);
         return this.#receiver.activate(id, seal, epoch);
       }
+      case "POST /v1/complete":
+        return this.#receiver.complete(id, (await bodyOf(incoming, completeSchema)).report);
       default:
         throw new CloudletError("NOT_FOUND", `no such request: ${route}`);
     }

@@ -1,11 +1,12 @@
 import { z } from "zod";
-import { digestSchema, jobErrorSchema } from "../protocol.ts";
+import { digestSchema, jobErrorSchema, kindSchema, moveReportSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
 /** Where a move stands on the target, as the source sees it. */
 export const arrivalSchema = z.object({
   phase: z.enum(["prepared", "sealed", "starting", "ready", "failed"]),
   epoch: z.int(),
+  kind: kindSchema,
   /** Blobs that the target's store lacks. */
   needs: z.array(digestSchema),
   seal: digestSchema.optional(),
@@ -17,6 +18,7 @@ export const recipesSchema = z.object({ mode: z.enum(["cold", "state"]), parts: 
 export const missingSchema = z.object({ missing: z.array(digestSchema) });
 export const sealRequestSchema = z.object({ seal: digestSchema });
 export const activateSchema = z.object({ seal: digestSchema, epoch: z.int() });
+export const completeSchema = z.object({ report: moveReportSchema });
 
 /*
  * The data port of a target agent, while a move is expected (TLS, certificate pinned, `Authorization: Bearer TOKEN`, `?id=CLOUDLET`):
@@ -26,4 +28,5 @@ export const activateSchema = z.object({ seal: digestSchema, epoch: z.int() });
  *   PUT  /v1/pieces             zstd stream of frames
  *   POST /v1/seal               verify everything, make the stopped guest
  *   POST /v1/activate           own the epoch, start; 200 at once, then watch the arrival
+ *   POST /v1/complete           the source has seen the application answer; the move's report
  */

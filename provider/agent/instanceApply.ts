@@ -1,0 +1,177 @@
+import { createReadStream, createWriteStream } from "node:fs";
+import { mkdir, rename, rm, stat } from "node:fs/promises";
+import path from "node:path";
+import { pipeline } from "node:stream/promises";
+import { CloudletError } from "../core/errors.ts";
+import type { Driver } from "../hypervisors/types.ts";
+import { syncDirectory, syncFile } from "./durable.ts";
+import { bringTo, guestOf, imagesOf, instanceStatus, requireOwner } from "./instances.ts";
+import type { Opened } from "./instances.ts";
+import type { JobContext } from "./jobs.ts";
+import { dataPort, guestName } from "./protocol.ts";
+import type { InstanceSpec, InstanceStatus } from "./protocol.ts";
+import { allocateNetwork } from "./records.ts";
+import type { InstanceRecord } from "./records.ts";
+import type { Services } from "./services.ts";
+
+/** Makes a cloudlet what its spec says; run again after a crash at any step, it continues. */
+export async function applyInstance(services: Services, spec: InstanceSpec, context: JobContext): Promise<InstanceStatus> {
+  // images first: a spec whose data is not here changes nothing
+  const images = { basePath: await services.store.path(spec.base.digest), buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest) };
+  const { record: claimed, driver, wasPending } = await claim(services, spec);
+  context.step("record");
+  await services.network.publish(await services.records.list());
+  context.step("network");
+  const opened = { record: claimed, driver, guest: await guestOf(services, claimed, images) };
+  const record = await makeGuest(services, { ...opened, wasPending }, context);
+  context.step("created");
+  await bringTo({ ...opened, record }, { state: spec.state, restart: record.restartPending }, context);
+  await services.records.write({ ...record, complete: true, restartPending: false });
+  context.step("complete");
+  const status = await instanceStatus(services, spec.id);
+  if (status === undefined) throw new CloudletError("BUG", `cloudlet ${spec.id} was applied and cannot be read back`);
+  return status;
+}
+
+export async function removeInstance(services: Services, { id, owner }: { id: string; owner: string }, context: JobContext): Promise<void> {
+  const record = await services.records.read(id);
+  if (record !== undefined) {
+    if (record.spec.owner !== owner) throw new CloudletError("CONFLICT", `cloudlet ${id} belongs to ${record.spec.owner}, not to ${owner}`);
+    // one that was given away has left nothing with the hypervisor, which may be gone itself
+    const hypervisor = await services.hypervisors.current();
+    if (record.ownership.role !== "released" || hypervisor?.kind === record.spec.kind) {
+      const driver = await services.hypervisors.driver(record.spec.kind);
+      const guest = await guestOf(services, record);
+      context.status(`stopping ${id}`);
+      if ((await driver.observe(guest)) !== undefined) await driver.stop(guest, context);
+      context.step("stopped");
+      await driver.remove(guest, context);
+      context.step("removed");
+    }
+    await rm(asidePath(services, id), { force: true });
+  }
+  await services.records.remove(id);
+  context.step("forgotten");
+  if (record !== undefined) await services.network.publish(await services.records.list());
+}
+
+/** Checks that the spec may be applied here and writes it down, as one step that nothing else on this node can get between. */
+async function claim(services: Services, spec: InstanceSpec): Promise<{ record: InstanceRecord; driver: Driver; wasPending: boolean }> {
+  return services.lock.run("hypervisor", async () => {
+    const existing = await services.records.read(spec.id);
+    if (existing !== undefined) checkExisting(existing, spec);
+    checkPattern(spec);
+    const driver = await services.hypervisors.driver(spec.kind);
+    if (existing !== undefined) await checkBase(services, { existing, spec, driver });
+    const others = (await services.records.list()).filter((record) => record.spec.id !== spec.id);
+    await checkPorts(services, { spec, others, existing });
+    await services.volumes.attach(spec);
+    const wasPending = existing?.restartPending ?? false;
+    const changed = existing !== undefined && JSON.stringify(existing.spec) !== JSON.stringify(spec);
+    const record: InstanceRecord = {
+      ownership: { epoch: 1, role: "owner" },
+      network: allocateNetwork(spec.id, new Set(others.map((other) => other.network.address))),
+      ...existing,
+      spec,
+      complete: false,
+      // until the driver has said whether the change shows without a restart
+      restartPending: changed || wasPending,
+    };
+    await services.records.write(record);
+    return { record, driver, wasPending };
+  });
+}
+
+function checkExisting(existing: InstanceRecord, spec: InstanceSpec): void {
+  if (existing.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `cloudlet ${spec.id} belongs to ${existing.spec.owner}, not to ${spec.owner}`);
+  requireOwner(existing);
+  if (existing.spec.kind !== spec.kind) throw new CloudletError("REFUSED", `cloudlet ${spec.id} is of kind ${existing.spec.kind} here and cannot become ${spec.kind} in place`, { fix: "move it to a hypervisor of the other kind" });
+}
+
+/** A changed base replaces the disk: only where what matters is declared to be elsewhere, or nothing was made yet. */
+async function checkBase(services: Services, { existing, spec, driver }: { existing: InstanceRecord; spec: InstanceSpec; driver: Driver }): Promise<void> {
+  if (existing.builtFrom === undefined || existing.builtFrom === spec.base.digest) return;
+  if (spec.stateFiles.length > 0 || spec.volumes.length > 0 || existing.rebuilding === true) return;
+  if ((await driver.observe(await guestOf(services, existing))) === undefined) return;
+  throw new CloudletError("REFUSED", `the base of cloudlet ${spec.id} changes, and what it wrote to its disk would be lost: it has neither stateFiles nor volumes`, { fix: "declare stateFiles or a volume, or replace the cloudlet" });
+}
+
+function checkPattern({ id, ready }: InstanceSpec): void {
+  try {
+    new RegExp(ready?.log ?? "");
+  } catch (cause) {
+    throw new CloudletError("INVALID", `ready.log of cloudlet ${id} is not a regular expression: ${String(ready?.log)}`, { cause });
+  }
+}
+
+async function checkPorts(services: Services, { spec, others, existing }: { spec: InstanceSpec; others: InstanceRecord[]; existing: InstanceRecord | undefined }): Promise<void> {
+  for (const { hostPort, protocol } of spec.ports) {
+    const same = (port: { hostPort: number; protocol: string }): boolean => port.hostPort === hostPort && port.protocol === protocol;
+    const holder = others.find((other) => other.ownership.role !== "released" && other.spec.ports.some(same));
+    if (holder !== undefined) throw new CloudletError("CONFLICT", `${protocol} host port ${String(hostPort)} of cloudlet ${spec.id} is taken by cloudlet ${holder.spec.id}`, { fix: "choose another hostPort" });
+    if (existing?.spec.ports.some(same) === true) continue;
+    if ((protocol === "tcp" && hostPort === dataPort) || (await services.usedPorts(protocol)).has(hostPort)) {
+      throw new CloudletError("CONFLICT", `${protocol} host port ${String(hostPort)} of cloudlet ${spec.id} is used by the node itself`, { fix: "choose another hostPort" });
+    }
+  }
+}
+
+async function makeGuest(services: Services, opened: Opened & { wasPending: boolean }, context: JobContext): Promise<InstanceRecord> {
+  const { record, driver, guest, wasPending } = opened;
+  const { id, base } = record.spec;
+  const present = (await driver.observe(guest)) !== undefined;
+  const otherBase = present && record.builtFrom !== undefined && record.builtFrom !== base.digest;
+  if (otherBase || record.rebuilding === true) return rebuild(services, opened, context);
+  const making: InstanceRecord = { ...record, builtFrom: base.digest };
+  // known before the guest is there: a crash must not leave one of unknown origin
+  if (!present) await services.records.write(making);
+  context.status(`${present ? "updating" : "making"} ${id}`);
+  const { restartNeeded } = await driver.ensure(guest, context);
+  const made: InstanceRecord = { ...making, restartPending: present && (restartNeeded || wasPending) };
+  await services.records.write(made);
+  return made;
+}
+
+/** Makes the guest anew from another base; what stateFiles name is kept aside meanwhile. */
+async function rebuild(services: Services, { record, driver, guest }: Opened, context: JobContext): Promise<InstanceRecord> {
+  const { id, base, stateFiles } = record.spec;
+  const aside = asidePath(services, id);
+  if (record.rebuilding !== true) {
+    if (stateFiles.length > 0) {
+      context.status(`saving the state of ${id}`);
+      await mkdir(path.dirname(aside), { recursive: true, mode: 0o700 });
+      await pipeline(await driver.exportState(guest, context), createWriteStream(`${aside}.tmp`, { mode: 0o600 }), { signal: context.signal });
+      await syncFile(`${aside}.tmp`);
+      await rename(`${aside}.tmp`, aside);
+      await syncDirectory(path.dirname(aside));
+    } else {
+      // what an earlier rebuild may have left is not this one's state
+      await rm(aside, { force: true });
+    }
+    await driver.stop(guest, context);
+    await services.records.write({ ...record, rebuilding: true });
+    context.step("saved");
+  }
+  context.status(`making ${id} from its new base`);
+  await driver.remove(guest, context);
+  context.step("removed");
+  await driver.ensure({ ...guest, ...(await imagesOf(services, record)) }, context);
+  if (await exists(aside)) await driver.importState(guest, createReadStream(aside), context);
+  const { rebuilding: _, ...rest } = record;
+  const made: InstanceRecord = { ...rest, builtFrom: base.digest, restartPending: false };
+  await services.records.write(made);
+  await rm(aside, { force: true });
+  context.step("rebuilt");
+  return made;
+}
+
+function asidePath(services: Services, id: string): string {
+  return path.join(services.root, "rebuild", `${guestName(id)}.tar`);
+}
+
+async function exists(file: string): Promise<boolean> {
+  return stat(file).then(
+    () => true,
+    () => false,
+  );
+}

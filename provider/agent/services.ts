@@ -1,0 +1,50 @@
+import { mkdir } from "node:fs/promises";
+import path from "node:path";
+import type { Driver } from "../hypervisors/types.ts";
+import { Hypervisors } from "./hypervisors.ts";
+import { KeyedLock } from "./keyedLock.ts";
+import { Network } from "./network.ts";
+import type { HypervisorSpec } from "./protocol.ts";
+import { Records } from "./records.ts";
+import { Store } from "./store.ts";
+import { Volumes } from "./volumes.ts";
+import type { Run } from "./process.ts";
+import type { InstanceRecord } from "./records.ts";
+
+/** Everything that the verbs work with. */
+export interface Services {
+  root: string;
+  lock: KeyedLock;
+  store: Store;
+  records: Records;
+  network: { publish(records: readonly InstanceRecord[]): Promise<void>; teardown(): Promise<void> };
+  hypervisors: Hypervisors;
+  volumes: Volumes;
+  /** Host ports on which programs of the node itself listen. */
+  usedPorts(protocol: "tcp" | "udp"): Promise<ReadonlySet<number>>;
+}
+
+export interface ServicesOptions {
+  root: string;
+  run: Run;
+  createDriver(spec: HypervisorSpec): Promise<Driver>;
+  usedPorts(protocol: "tcp" | "udp"): Promise<ReadonlySet<number>>;
+}
+
+export async function createServices({ root, run, createDriver, usedPorts }: ServicesOptions): Promise<Services> {
+  // hypervisor processes run as another user and must get through; what is secret has a mode of its own
+  await mkdir(root, { recursive: true, mode: 0o711 });
+  for (const name of ["store", "instances", "volumes"]) await mkdir(path.join(root, name), { recursive: true, mode: 0o755 });
+  const records = new Records(path.join(root, "instances"));
+  const store = new Store(path.join(root, "store"));
+  await store.clean();
+  const hypervisors = new Hypervisors({ root, records, createDriver });
+  const volumes = new Volumes({ directory: path.join(root, "volumes"), records, hypervisors });
+  return { root, lock: new KeyedLock(), store, records, network: new Network(path.join(root, "network"), run), hypervisors, volumes, usedPorts };
+}
+
+/** Digests that cloudlets of this node need. */
+export async function referencedDigests(services: Services): Promise<Set<string>> {
+  const records = await services.records.list();
+  return new Set(records.flatMap(({ spec, builtFrom }) => [spec.base.digest, ...(spec.build === undefined ? [] : [spec.build.digest]), ...(builtFrom === undefined ? [] : [builtFrom])]));
+}
