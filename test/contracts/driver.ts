@@ -62,7 +62,10 @@ export function driverContract(open: () => Promise<DriverBench>): void {
   });
   it("executes with output, error output, environment and exit code apart", { timeout: 90_000 }, async () => {
     expect(await shell(driver, main, "true")).toEqual({ stdout: "", stderr: "", exitCode: 0 });
-    const result = await driver.exec(main, ["sh", "-c", 'printf %s "$COLOUR"; echo oops >&2; exit 3'], { environment: { COLOUR: "re d" }, timeoutMillis: 20_000 });
+    const result = await driver.exec(main, ["sh", "-c", 'printf %s "$COLOUR"; echo oops >&2; exit 3'], {
+      environment: { COLOUR: "re d" },
+      timeoutMillis: 20_000,
+    });
     expect(result).toEqual({ stdout: "re d", stderr: "oops\n", exitCode: 3 });
   });
   it("ends an execution at its deadline with TIMEOUT", { timeout: 30_000 }, async () => {
@@ -167,7 +170,11 @@ function aboutCopies(given: () => { bench: DriverBench; driver: Driver; main: Gu
   });
   it("carries state files of a running guest into a new one, owner and mode included", { timeout: 240_000 }, async () => {
     const { driver, main, bench } = given();
-    await shell(driver, main, `echo 43 >${place}/count; mkdir -p ${place}/deep; echo x >${place}/deep/file; chown 1234:1235 ${place}/deep/file; chmod 600 ${place}/deep/file`);
+    await shell(
+      driver,
+      main,
+      `echo 43 >${place}/count; mkdir -p ${place}/deep; echo x >${place}/deep/file; chown 1234:1235 ${place}/deep/file; chmod 600 ${place}/deep/file`,
+    );
     const tar = await buffer(await driver.exportState(main, progress));
     expect(await driver.observe(main)).toBe("stopped");
     expect(await namesIn(tar)).toEqual(expect.arrayContaining(["var/lib/contract/count", "var/lib/contract/deep/file"]));
@@ -192,7 +199,7 @@ function aboutVolumes(given: () => { bench: DriverBench; driver: Driver }): void
     tar.entry({ name: "data", type: "directory", mode: 0o750, uid: 1234, gid: 1235 });
     tar.entry({ name: "data/hello", mode: 0o600, uid: 1234, gid: 1235 }, "hello");
     tar.finalize();
-    await driver.writeVolume(first, 32, tar, progress);
+    await driver.writeVolume(first, 32, Readable.from(tar), progress);
     await driver.writeVolume(second, 32, await driver.readVolume(first, progress), progress);
     const names = await namesIn(await buffer(await driver.readVolume(second, progress)));
     expect(names).toEqual(expect.arrayContaining(["data/hello"]));

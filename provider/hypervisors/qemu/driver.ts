@@ -1,0 +1,121 @@
+import { open, readFile, readdir, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { isMissing, readJson, writeDurably } from "../../agent/durable.ts";
+import { run } from "../../agent/process.ts";
+import { guestUser } from "../../agent/protocol.ts";
+import { CloudletError } from "../../core/errors.ts";
+import type { Driver, Guest, Progress } from "../types.ts";
+import { probeAcceleration } from "./acceleration.ts";
+import { probeConfinement, removeCgroupParents } from "./confinement.ts";
+import { exportParts, importParts, restore, snapshot } from "./copies.ts";
+import { createOverlay, growDisk } from "./disks.ts";
+import { guestAgent } from "./guestAgent.ts";
+import { exists, guestFiles, launchSchema } from "./guestFiles.ts";
+import { end, observe, settingsOf, start, stop, suspend } from "./lifecycle.ts";
+import type { Surroundings } from "./lifecycle.ts";
+import { seedOf, writeSeed } from "./seed.ts";
+import { exportState, importState } from "./state.ts";
+import { createVolume, readVolume, writeVolume } from "./volumes.ts";
+
+export interface QemuDriverOptions {
+  /** The unprivileged user that guests run as. Default: the protocol's guest user. */
+  user?: string;
+  /** One line for the agent's log. */
+  log?: (line: string) => void;
+}
+
+/** Guests as QEMU processes that live on without the agent; everything about a guest is in its directory. */
+export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
+  const log = options.log ?? (() => undefined);
+  let probed: Promise<Surroundings> | undefined;
+  const surroundings = () => (probed ??= probeConfinement(options.user ?? guestUser, log).then((confinement) => ({ confinement, log })));
+
+  return {
+    kind: "kvm",
+    async describe() {
+      const { stdout } = await run(["qemu-system-x86_64", "-version"], { timeoutMillis: 10_000 });
+      const version = /version (\d+(?:\.\d+)+)/.exec(stdout)?.[1];
+      if (version === undefined) throw new CloudletError("FAILED", `qemu-system-x86_64 tells no version: ${stdout.slice(0, 200)}`);
+      return { version, accelerator: (await probeAcceleration()).accelerator };
+    },
+    observe,
+    ensure,
+    start: async (guest, progress) => start(guest, await surroundings(), progress),
+    stop: async (guest, progress) => stop(guest, await surroundings(), progress),
+    suspend: async (guest, progress) => suspend(guest, await surroundings(), progress),
+    remove,
+    snapshot,
+    restore: async (guest, name, progress) => restore(guest, name, { around: await surroundings(), progress }),
+    exec,
+    log: lastLines,
+    exportParts: (guest) => exportParts(guest),
+    importParts: (guest, directory) => importParts(guest, directory),
+    exportState: async (guest, progress) => exportState(guest, await surroundings(), progress),
+    importState,
+    createVolume,
+    readVolume,
+    writeVolume: (hostPath, sizeMib, tar, progress) => writeVolume(hostPath, sizeMib, { tar, progress }),
+    uninstall: removeCgroupParents,
+  };
+}
+
+async function ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded: boolean }> {
+  const files = guestFiles(guest);
+  const state = await observe(guest);
+  if (state === undefined) await createOverlay(files.disk, guest.basePath, guest.spec.resources.diskMib);
+  else if (state === "stopped") await growDisk(files.disk, guest.spec.resources.diskMib);
+  const seed = seedOf(guest);
+  if ((await readText(files.seedId)) !== seed.instanceId || !(await exists(files.seed))) {
+    await writeSeed(files.seed, seed, progress.signal);
+    await writeDurably(files.seedId, seed.instanceId, 0o600);
+  }
+  if (state !== "running") return { restartNeeded: false };
+  const launch = await readJson(files.launch, launchSchema);
+  return { restartNeeded: launch?.settings !== settingsOf(guest) };
+}
+
+async function remove(guest: Guest): Promise<void> {
+  await end(guest);
+  const names = await readdir(guest.directory).catch((error: unknown) => {
+    if (isMissing(error)) return [];
+    throw error;
+  });
+  // the record is the agent's
+  for (const name of names.filter((candidate) => candidate !== "record.json"))
+    await rm(join(guest.directory, name), { recursive: true, force: true });
+}
+
+async function exec(guest: Guest, command: string[], options: Parameters<Driver["exec"]>[2]) {
+  const state = await observe(guest);
+  if (state === undefined) throw new CloudletError("NOT_FOUND", `guest ${guest.name} is not there`);
+  if (state !== "running")
+    throw new CloudletError("REFUSED", `guest ${guest.name} is ${state} and cannot execute commands`, { fix: "start it first" });
+  return guestAgent(guestFiles(guest).guestAgent, guest.name).exec(command, options);
+}
+
+const tailBytes = 256 * 1024;
+
+async function lastLines(guest: Guest, lines: number): Promise<string> {
+  const handle = await open(guestFiles(guest).console, "r").catch((error: unknown) => {
+    if (isMissing(error)) return undefined;
+    throw error;
+  });
+  if (handle === undefined) return "";
+  try {
+    const { size } = await handle.stat();
+    const from = Math.max(0, size - tailBytes);
+    const bytes = Buffer.alloc(size - from);
+    await handle.read(bytes, 0, bytes.length, from);
+    const text = bytes.toString("utf8").replaceAll("\r", "").replace(/\n+$/, "");
+    return text === "" ? "" : `${text.split("\n").slice(-lines).join("\n")}\n`;
+  } finally {
+    await handle.close();
+  }
+}
+
+async function readText(path: string): Promise<string | undefined> {
+  return readFile(path, "utf8").catch((error: unknown) => {
+    if (isMissing(error)) return undefined;
+    throw error;
+  });
+}

@@ -1,0 +1,45 @@
+import { access } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { CloudletError } from "../../core/errors.ts";
+import type { Guest } from "../types.ts";
+
+/** What this driver keeps in a guest's directory. */
+export function guestFiles(guest: Pick<Guest, "directory">) {
+  const at = (name: string) => join(guest.directory, name);
+  return {
+    disk: at("disk.qcow2"),
+    seed: at("seed.iso"),
+    /** Which contents the seed has. */
+    seedId: at("seed.id"),
+    console: at("console.log"),
+    launch: at("launch.json"),
+    qmp: at("qmp.sock"),
+    /** A monitor of its own, so that looking never waits for a long command. */
+    status: at("status.sock"),
+    guestAgent: at("guest-agent.sock"),
+    export: at("export"),
+  };
+}
+
+/** How the guest's process was started; a suspended guest can only resume the same way. */
+export const launchSchema = z.object({
+  accelerator: z.enum(["kvm", "tcg"]),
+  cores: z.int(),
+  memoryMib: z.int(),
+  /** Digest of everything that shows only after a restart. */
+  settings: z.string(),
+});
+export type Launch = z.infer<typeof launchSchema>;
+
+export async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+export async function mustExist(guest: Guest): Promise<void> {
+  if (!(await exists(guestFiles(guest).disk)))
+    throw new CloudletError("NOT_FOUND", `guest ${guest.name} is not there: it has no disk in ${guest.directory}`);
+}

@@ -1,0 +1,117 @@
+import { createHash } from "node:crypto";
+import { chmod, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { run } from "../../agent/process.ts";
+import { CloudletError } from "../../core/errors.ts";
+import type { Guest } from "../types.ts";
+
+/** The files of a NoCloud seed, by name. */
+export interface Seed {
+  instanceId: string;
+  files: Record<"meta-data" | "user-data" | "vendor-data" | "network-config", string>;
+}
+
+/** What the guest reads at its first boot. The instance id follows the contents, so that changed contents are applied at the next boot. */
+export function seedOf(guest: Pick<Guest, "spec" | "volumes" | "network">): Seed {
+  const contents = {
+    "user-data": guest.spec.userData ?? "",
+    "vendor-data": vendorScript(guest),
+    "network-config": networkConfig(guest.network.mac),
+  };
+  const instanceId = `cl-${createHash("sha256").update(JSON.stringify(contents)).digest("hex").slice(0, 16)}`;
+  const hostname = guest.spec.id.split("/").at(-1)?.replaceAll(".", "-") ?? "cloudlet";
+  return { instanceId, files: { "meta-data": `instance-id: ${instanceId}\nlocal-hostname: ${hostname}\n`, ...contents } };
+}
+
+/** Serial number by which a guest finds a volume's disk; virtio allows 20 characters. */
+export function volumeSerial(id: string): string {
+  return `vol-${createHash("sha256").update(id).digest("hex").slice(0, 16)}`;
+}
+
+/** Writes the ISO image with label `cidata`. It may hold secrets, so only root may read it. */
+export async function writeSeed(path: string, seed: Seed, signal: AbortSignal): Promise<void> {
+  const program = await isoProgram();
+  const directory = await mkdtemp(`${path}.`);
+  try {
+    for (const [name, content] of Object.entries(seed.files)) await writeFile(join(directory, name), content, { mode: 0o600 });
+    const image = `${path}.new`;
+    await run([...program, "-quiet", "-volid", "cidata", "-joliet", "-rational-rock", "-output", image, directory], { signal });
+    await chmod(image, 0o600);
+    await rename(image, path);
+  } finally {
+    await rm(directory, { recursive: true, force: true });
+  }
+}
+
+function vendorScript(guest: Pick<Guest, "spec" | "volumes">): string {
+  const environment = Object.entries(guest.spec.environment).sort(([a], [b]) => (a < b ? -1 : 1));
+  return [
+    "#!/bin/sh",
+    "# made by pulumi-cloudlet: environment, files and volumes of this cloudlet",
+    "touch /etc/environment",
+    "sed -i '/^# cloudlet begin$/,/^# cloudlet end$/d' /etc/environment",
+    ...heredoc("cat >>/etc/environment", [
+      "# cloudlet begin",
+      ...environment.map(([name, value]) => `${name}="${value.replace(/[\\"$`]/g, "\\$&")}"`),
+      "# cloudlet end",
+    ]),
+    ...guest.spec.files.flatMap((file) => writeFileLines(file)),
+    ...guest.volumes.flatMap((volume) => mountLines(volume)),
+    "",
+  ].join("\n");
+}
+
+function writeFileLines(file: { path: string; content: string; mode: number }): string[] {
+  const target = quoted(file.path);
+  const temporary = quoted(`${file.path}.cloudlet`);
+  return [
+    `mkdir -p ${quoted(parentOf(file.path))}`,
+    `rm -f ${temporary}`,
+    ...heredoc(`(umask 077; base64 -d >${temporary})`, file.content.match(/.{1,76}/g) ?? []),
+    `chmod ${file.mode.toString(8).padStart(4, "0")} ${temporary}`,
+    `mv -f ${temporary} ${target}`,
+  ];
+}
+
+/** Mounted at once, and by fstab at later boots of guests that run this script only once. */
+function mountLines(volume: { id: string; path: string }): string[] {
+  const serial = volumeSerial(volume.id);
+  const entry = `/dev/disk/by-id/virtio-${serial} ${volume.path.replaceAll(" ", "\\040")} ext4 nofail 0 2`;
+  return [
+    `mkdir -p ${quoted(volume.path)}`,
+    `grep -qs ${serial} /etc/fstab || printf '%s\\n' ${quoted(entry)} >>/etc/fstab`,
+    `for disk in /sys/block/vd*; do`,
+    `  if [ "$(cat "$disk/serial")" = ${serial} ]; then grep -qs "^/dev/\${disk##*/} " /proc/mounts || mount -t ext4 "/dev/\${disk##*/}" ${quoted(volume.path)}; fi`,
+    `done`,
+  ];
+}
+
+function networkConfig(mac: string): string {
+  return ["version: 2", "ethernets:", "  nic0:", "    match:", `      macaddress: "${mac}"`, "    dhcp4: true", ""].join("\n");
+}
+
+function heredoc(command: string, lines: string[]): string[] {
+  const text = lines.join("\n");
+  let end = "END";
+  while (text.split("\n").includes(end)) end += "_";
+  return [`${command} <<'${end}'`, ...lines, end];
+}
+
+function quoted(text: string): string {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+function parentOf(path: string): string {
+  return path.slice(0, Math.max(path.lastIndexOf("/"), 1));
+}
+
+async function isoProgram(): Promise<[string, ...string[]]> {
+  const directories = (process.env["PATH"] ?? "").split(":").concat("/usr/bin");
+  const has = async (name: string) =>
+    (await Promise.all(directories.map((directory) => readdir(directory).catch((): string[] => [])))).some((names) => names.includes(name));
+  if (await has("genisoimage")) return ["genisoimage"];
+  if (await has("xorriso")) return ["xorriso", "-as", "genisoimage"];
+  throw new CloudletError("UNSUPPORTED", "neither genisoimage nor xorriso is on this node; a guest's seed cannot be made", {
+    fix: "install the package genisoimage",
+  });
+}

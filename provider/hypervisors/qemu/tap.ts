@@ -1,0 +1,29 @@
+import { createHash } from "node:crypto";
+import { access } from "node:fs/promises";
+import { run } from "../../agent/process.ts";
+import { CloudletError } from "../../core/errors.ts";
+
+/** The guest's network device on the host; Linux allows 15 characters. */
+export function tapName(guest: string): string {
+  return `cl${createHash("sha256").update(guest).digest("hex").slice(0, 8)}`;
+}
+
+export async function ensureTap(guest: string, bridge: string, user: string | undefined): Promise<string> {
+  const name = tapName(guest);
+  if (!(await isThere(bridge))) throw new CloudletError("FAILED", `guest ${guest} cannot start: the bridge ${bridge} is not there`);
+  if (!(await isThere(name))) await run(["ip", "tuntap", "add", "dev", name, "mode", "tap", ...(user === undefined ? [] : ["user", user])]);
+  await run(["ip", "link", "set", "dev", name, "master", bridge, "up"]);
+  return name;
+}
+
+export async function removeTap(guest: string): Promise<void> {
+  const name = tapName(guest);
+  if (await isThere(name)) await run(["ip", "link", "delete", "dev", name]);
+}
+
+function isThere(device: string): Promise<boolean> {
+  return access(`/sys/class/net/${device}`).then(
+    () => true,
+    () => false,
+  );
+}
