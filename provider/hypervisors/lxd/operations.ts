@@ -1,0 +1,102 @@
+import { z } from "zod";
+import { CloudletError } from "../../core/errors.ts";
+import type { Rest } from "../../transport/types.ts";
+import type { Progress } from "../types.ts";
+import { ask, send, type LxdRequest } from "./client.ts";
+
+/** How long LXD may take for each kind of work, in milliseconds. */
+export const deadlines = {
+  create: 600_000,
+  update: 120_000,
+  start: 60_000,
+  stop: 60_000,
+  freeze: 30_000,
+  remove: 120_000,
+  image: 900_000,
+  snapshot: 600_000,
+  backup: 1_800_000,
+  pool: 60_000,
+  build: 900_000,
+} as const;
+
+// one wait call lasts at most this long, so that progress shows and an abort is noticed by a silent server too
+const sliceSeconds = 2;
+
+const operationSchema = z.object({
+  id: z.string(),
+  status: z.string(),
+  status_code: z.int(),
+  err: z.string(),
+  metadata: z.record(z.string(), z.unknown()).nullish(),
+});
+export type Operation = z.infer<typeof operationSchema>;
+
+export interface Wait {
+  deadlineMillis: number;
+  signal?: AbortSignal | undefined;
+  status?: ((text: string) => void) | undefined;
+}
+
+/** Sends a request and waits for the operation it begins, if it begins one; a failed operation is an error in LXD's own words. */
+export async function perform(rest: Rest, request: LxdRequest, wait: Wait): Promise<Operation | undefined> {
+  const path = await begin(rest, request, wait);
+  if (path === undefined) return undefined;
+  const operation = await finish(rest, { path, what: request.what }, wait);
+  if (operation.status_code === 200) return operation;
+  if (operation.status_code === 401) throw new CloudletError("ABORTED", `${rest.label}: ${request.what} was cancelled`);
+  throw new CloudletError("FAILED", `${rest.label}: cannot ${request.what}: ${operation.err}`);
+}
+
+/** Path of the operation that a request begins; undefined when it was done at once. */
+export async function begin(rest: Rest, request: LxdRequest, wait: Wait): Promise<string | undefined> {
+  const envelope = await send(rest, { ...request, signal: wait.signal });
+  return envelope.type === "async" ? envelope.operation : undefined;
+}
+
+/** Waits until an operation has ended, well or not; cancels it at the deadline and on abort. */
+export async function finish(rest: Rest, operation: { path: string; what: string }, wait: Wait): Promise<Operation> {
+  const { path, what } = operation;
+  const end = Date.now() + wait.deadlineMillis;
+  try {
+    for (;;) {
+      const left = Math.ceil((end - Date.now()) / 1000);
+      if (left <= 0) throw new CloudletError("TIMEOUT", `${rest.label} did not ${what} within ${String(wait.deadlineMillis / 1000)} s`);
+      const slice = Math.min(left, sliceSeconds);
+      const current = await ask(
+        rest,
+        { method: "GET", path: `${path}/wait?timeout=${String(slice)}`, what, signal: wait.signal },
+        operationSchema,
+      );
+      // 200 and more: success, failure (400), cancelled (401)
+      if (current.status_code >= 200) return current;
+      const text = progressText(current);
+      if (text !== undefined) wait.status?.(`${what}: ${text}`);
+    }
+  } catch (error) {
+    throw await afterwards(rest, path, error);
+  }
+}
+
+/** What LXD says about how far it is: `Unpack: 40% (20MB/s)`. */
+export function progressText(operation: Operation): string | undefined {
+  for (const [key, value] of Object.entries(operation.metadata ?? {})) {
+    if (key.endsWith("_progress") && typeof value === "string" && value !== "") return value;
+  }
+  return undefined;
+}
+
+export function waitOf(progress: Progress, deadlineMillis: number): Wait {
+  return { deadlineMillis, signal: progress.signal, status: progress.status };
+}
+
+async function afterwards(rest: Rest, path: string, error: unknown): Promise<unknown> {
+  if (!(error instanceof CloudletError)) return error;
+  // an operation that nobody knows any more ended with the daemon that ran it
+  if (error.code === "NOT_FOUND")
+    return new CloudletError("UNREACHABLE", `${error.message}: LXD was restarted meanwhile`, { fix: "run the same command again" });
+  if (error.code === "ABORTED" || error.code === "TIMEOUT") {
+    // some operations cannot be cancelled: LXD says so, and they end by themselves
+    await send(rest, { method: "DELETE", path, what: "cancel an operation", timeoutMillis: 5_000 }).catch(() => undefined);
+  }
+  return error;
+}
