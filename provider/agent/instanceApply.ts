@@ -104,7 +104,7 @@ function checkPattern({ id, ready }: InstanceSpec): void {
   }
 }
 
-async function checkPorts(services: Services, { spec, others, existing }: { spec: InstanceSpec; others: InstanceRecord[]; existing: InstanceRecord | undefined }): Promise<void> {
+export async function checkPorts(services: Services, { spec, others, existing }: { spec: InstanceSpec; others: InstanceRecord[]; existing: InstanceRecord | undefined }): Promise<void> {
   for (const { hostPort, protocol } of spec.ports) {
     const same = (port: { hostPort: number; protocol: string }): boolean => port.hostPort === hostPort && port.protocol === protocol;
     const holder = others.find((other) => other.ownership.role !== "released" && other.spec.ports.some(same));

@@ -1,0 +1,17 @@
+import { CloudletError } from "../core/errors.ts";
+import type { JobContext } from "./jobs.ts";
+import type { Services } from "./services.ts";
+
+/** Ids of cloudlets that keep a node from being decommissioned. */
+export async function remaining(services: Services): Promise<string[]> {
+  return (await services.records.list()).filter((record) => record.ownership.role !== "released").map((record) => record.spec.id);
+}
+
+/** Removes what the agent put on the node outside its own directory. The agent must not be running. */
+export async function teardown(services: Services, context: JobContext): Promise<void> {
+  const ids = await remaining(services);
+  if (ids.length > 0) throw new CloudletError("REFUSED", `cloudlets are on this node: ${ids.join(", ")}`, { fix: "remove or move them first" });
+  await services.hypervisors.uninstall(context);
+  context.status("removing the guests' network");
+  await services.network.teardown();
+}
