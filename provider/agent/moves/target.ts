@@ -5,15 +5,17 @@ import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { z } from "zod";
 import { CloudletError } from "../../core/errors.ts";
-import type { Driver, Guest } from "../../hypervisors/types.ts";
+import type { Driver } from "../../hypervisors/types.ts";
 import { readJson, writeDurably } from "../durable.ts";
 import { toJobError, type JobContext } from "../jobs.ts";
 import { dataPort, digestSchema, jobErrorSchema, type InstanceSpec, type MoveReport, type VerbResult } from "../protocol.ts";
-import type { InstanceRecord } from "../records.ts";
+import { checkPorts } from "../instanceApply.ts";
+import { bringTo, guestOf, imagesOf } from "../instances.ts";
+import { allocateNetwork, type InstanceRecord } from "../records.ts";
+import type { Services } from "../services.ts";
 import { Assembly, type Source } from "./assembly.ts";
 import { decompressFile, decompressTo } from "./compression.ts";
 import { DataServer, newToken, tokenMatches, type Receiver } from "./dataServer.ts";
-import type { MoveEnvironment } from "./environment.ts";
 import { recipeSchema, sealOf, type Recipe } from "./recipe.ts";
 import type { Arrival } from "./wire.ts";
 
@@ -31,18 +33,18 @@ type ArrivalFile = z.infer<typeof arrivalFileSchema>;
 
 /** The receiving half of a move: it takes everything in, makes the stopped guest, and starts it only when it is told that the source has let go. */
 export class MoveTarget implements Receiver {
-  readonly #environment: MoveEnvironment;
+  readonly #services: Services;
   readonly #server: DataServer;
   readonly #assemblies = new Map<string, Assembly>();
 
-  constructor(environment: MoveEnvironment) {
-    this.#environment = environment;
-    this.#server = new DataServer(environment.root, this);
+  constructor(services: Services) {
+    this.#services = services;
+    this.#server = new DataServer(services.root, this);
   }
 
   /** Reserves the place and opens the data port. Asked again for the same epoch it goes on where the transfer was. */
   async prepare(spec: InstanceSpec, epoch: number, from: string, context: JobContext): Promise<VerbResult<"move.prepare">> {
-    const { records, hypervisors } = this.#environment;
+    const { records, hypervisors } = this.#services;
     const record = await records.read(spec.id);
     const owned = record?.ownership.role === "owner";
     if (record && record.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `${spec.id} on this node belongs to ${record.spec.owner}`);
@@ -52,10 +54,8 @@ export class MoveTarget implements Receiver {
     if (record && !owned && record.ownership.epoch > epoch) throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${record.ownership.epoch}, and ${epoch} is older`);
     await hypervisors.driver(spec.kind);
     if (!owned) {
-      await this.#environment.requirePorts(spec);
-      const fresh = record ?? (await this.#environment.newRecord(spec, { epoch, role: "incoming", peer: from }));
       if (record?.ownership.epoch !== epoch) await rm(this.#incoming(spec.id), { recursive: true, force: true });
-      await records.write({ ...fresh, spec, ownership: { epoch, role: "incoming", peer: from } });
+      await this.#reserve(spec, { epoch, role: "incoming", peer: from }, record);
     }
     const { token, digest } = newToken();
     const before = await this.#read(spec.id);
@@ -68,18 +68,18 @@ export class MoveTarget implements Receiver {
 
   /** Forgets a copy that was never activated. */
   async cancel(id: string, context: JobContext): Promise<void> {
-    const record = await this.#environment.records.read(id);
+    const record = await this.#services.records.read(id);
     if (record?.ownership.role !== "incoming") return;
-    const driver = await this.#environment.hypervisors.driver(record.spec.kind);
-    await driver.remove(await this.#environment.guestOf(record), context);
-    await this.#environment.records.remove(id);
+    const driver = await this.#services.hypervisors.driver(record.spec.kind);
+    await driver.remove(await guestOf(this.#services, record), context);
+    await this.#services.records.remove(id);
     await this.#closeWhenIdle();
     context.step("cancelled");
   }
 
   /** After a restart of the agent: the port is open again for moves that are under way, and a start that was cut short is finished. */
   async resume(context: JobContext): Promise<void> {
-    for (const record of await this.#environment.records.list()) {
+    for (const record of await this.#services.records.list()) {
       const arrival = await this.#read(record.spec.id);
       if (arrival === undefined) continue;
       await this.#server.open();
@@ -100,14 +100,14 @@ export class MoveTarget implements Receiver {
     const { record, arrival } = await this.#both(id);
     const blobs = [record.spec.base.digest, ...(record.spec.build ? [record.spec.build.digest] : [])];
     const needs: string[] = [];
-    for (const digest of blobs) if (!(await this.#environment.store.has(digest))) needs.push(digest);
+    for (const digest of blobs) if (!(await this.#services.store.has(digest))) needs.push(digest);
     return { phase: arrival.phase, epoch: arrival.epoch, kind: record.spec.kind, needs, ...(arrival.seal && { seal: arrival.seal }), ...(arrival.error && { error: arrival.error }) };
   }
 
   async supply(id: string, digest: string, body: Readable): Promise<void> {
     const { record } = await this.#both(id);
     if (digest !== record.spec.base.digest && digest !== record.spec.build?.digest) throw new CloudletError("REFUSED", `${id} does not need ${digest}`);
-    await this.#environment.store.put(digest, () => body);
+    await this.#services.store.put(digest, () => body);
   }
 
   async begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]> {
@@ -115,7 +115,7 @@ export class MoveTarget implements Receiver {
     if (record.ownership.role !== "incoming") throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
     if (arrival.phase === "sealed" && arrival.seal === sealOf(parts)) return [];
     const bytes = parts.reduce((sum, part) => sum + part.bytes, 0);
-    await this.#environment.store.requireSpace(bytes);
+    await this.#services.store.requireSpace(bytes);
     await this.#write(id, { ...arrival, phase: "prepared", mode, parts, seal: undefined });
     const assembly = new Assembly(this.#incoming(id));
     this.#assemblies.set(id, assembly);
@@ -129,7 +129,7 @@ export class MoveTarget implements Receiver {
   }
 
   async seal(id: string, seal: string): Promise<void> {
-    await this.#environment.lock.run(`arrival ${id}`, async () => {
+    await this.#services.lock.run(`arrival:${id}`, async () => {
       const { record, arrival } = await this.#both(id);
       if (arrival.phase === "sealed" && arrival.seal === seal) return;
       if (!arrival.parts || !arrival.mode || sealOf(arrival.parts) !== seal) throw new CloudletError("CONFLICT", `${id} is sealed for something that was not sent`);
@@ -144,17 +144,28 @@ export class MoveTarget implements Receiver {
     if (arrival.epoch !== epoch || arrival.seal !== seal) throw new CloudletError("CONFLICT", `${id} was sealed for another state than the one it should be started from`);
     if (arrival.phase === "starting" || arrival.phase === "ready") return;
     const owned: InstanceRecord = { ...record, ownership: { epoch, role: "owner", peer: arrival.from }, complete: true, restartPending: false, builtFrom: record.spec.base.digest };
-    await this.#environment.records.write(owned);
+    await this.#services.records.write(owned);
     this.#start(owned, arrival, { signal: new AbortController().signal, step: () => {}, status: () => {} });
   }
 
   async complete(id: string, report: MoveReport): Promise<void> {
     const { record } = await this.#both(id);
-    await this.#environment.records.write({ ...record, lastMove: report });
+    await this.#services.records.write({ ...record, lastMove: report });
     await rm(this.#incoming(id), { recursive: true, force: true });
     await rm(this.#file(id), { force: true });
     this.#assemblies.delete(id);
     await this.#closeWhenIdle();
+  }
+
+  /** One step that no other claim of a port or an address can get between. */
+  async #reserve(spec: InstanceSpec, ownership: InstanceRecord["ownership"], existing: InstanceRecord | undefined): Promise<void> {
+    const { records, lock } = this.#services;
+    await lock.run("hypervisor", async () => {
+      const others = (await records.list()).filter((record) => record.spec.id !== spec.id);
+      await checkPorts(this.#services, { spec, others, existing });
+      const network = allocateNetwork(spec.id, new Set(others.map((other) => other.network.address)));
+      await records.write({ network, spec, ownership, complete: false, restartPending: false });
+    });
   }
 
   /** In the background: the source watches the arrival, and its operator through it. */
@@ -163,18 +174,19 @@ export class MoveTarget implements Receiver {
     const note = (change: Partial<ArrivalFile>) => this.#write(id, { ...arrival, ...change });
     const work = async (): Promise<void> => {
       await note({ phase: "starting", error: undefined });
-      await this.#environment.publish();
-      await this.#environment.bringUp(record, context);
+      await this.#services.network.publish(await this.#services.records.list());
+      const opened = { record, driver: await this.#services.hypervisors.driver(record.spec.kind), guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)) };
+      await bringTo(opened, { state: record.spec.state, restart: false }, context);
       await note({ phase: "ready" });
     };
-    void this.#environment.lock.run(`instance ${id}`, work).catch(async (error: unknown) => {
+    void this.#services.lock.run(`instance:${id}`, work).catch(async (error: unknown) => {
       await note({ phase: "failed", error: toJobError(error) }).catch(() => {});
     });
   }
 
   /** The stopped guest, from the assembled files. */
   async #make(record: InstanceRecord, mode: "cold" | "state", parts: Recipe[]): Promise<void> {
-    const { volumes, hypervisors, guestOf } = this.#environment;
+    const { volumes, hypervisors } = this.#services;
     const progress = { signal: AbortSignal.timeout(15 * 60_000), status: () => {} };
     const driver = await hypervisors.driver(record.spec.kind);
     const incoming = this.#incoming(record.spec.id);
@@ -187,7 +199,7 @@ export class MoveTarget implements Receiver {
       await this.#placeVolume(driver, { path: join(incoming, part.name), raw: part.name.endsWith(".raw"), to: volumes.dataPath(id), sizeMib }, progress);
       await volumes.write({ spec: { ...spec, kind: record.spec.kind, sizeMib }, place: "here" });
     }
-    const guest: Guest = await guestOf(record);
+    const guest = await guestOf(this.#services, record, await imagesOf(this.#services, record));
     if (mode === "cold") {
       await driver.importParts(guest, incoming, progress);
       await driver.ensure(guest, progress);
@@ -211,11 +223,11 @@ export class MoveTarget implements Receiver {
   /** Files in which pieces of an archive may be: the base, unpacked from its compression for the time of the search. */
   async #withBase<T>(record: InstanceRecord, use: (sources: Source[]) => Promise<T>): Promise<T> {
     const digest = record.spec.base.digest;
-    if (record.spec.kind !== "lxd" || !(await this.#environment.store.has(digest))) return use([]);
+    if (record.spec.kind !== "lxd" || !(await this.#services.store.has(digest))) return use([]);
     const plain = join(this.#incoming(record.spec.id), "base.plain");
     await mkdir(this.#incoming(record.spec.id), { recursive: true });
     try {
-      await decompressFile(await this.#environment.store.path(digest), plain);
+      await decompressFile(await this.#services.store.path(digest), plain);
       return await use([{ path: plain, format: "tar" }]);
     } finally {
       await rm(plain, { force: true });
@@ -223,22 +235,22 @@ export class MoveTarget implements Receiver {
   }
 
   async #both(id: string): Promise<{ record: InstanceRecord; arrival: ArrivalFile }> {
-    const [record, arrival] = await Promise.all([this.#environment.records.read(id), this.#read(id)]);
+    const [record, arrival] = await Promise.all([this.#services.records.read(id), this.#read(id)]);
     if (record === undefined || arrival === undefined) throw new CloudletError("NOT_FOUND", `no move of ${id} is expected on this node`);
     return { record, arrival };
   }
 
   async #closeWhenIdle(): Promise<void> {
-    for (const record of await this.#environment.records.list()) if (await this.#read(record.spec.id)) return;
+    for (const record of await this.#services.records.list()) if (await this.#read(record.spec.id)) return;
     this.#server.close();
   }
 
   #incoming(id: string): string {
-    return join(this.#environment.records.directoryOf(id), "incoming");
+    return join(this.#services.records.directoryOf(id), "incoming");
   }
 
   #file(id: string): string {
-    return join(this.#environment.records.directoryOf(id), "arrival.json");
+    return join(this.#services.records.directoryOf(id), "arrival.json");
   }
 
   #read(id: string): Promise<ArrivalFile | undefined> {

@@ -1,0 +1,57 @@
+import type { JobContext } from "../jobs.ts";
+import type { Services } from "../services.ts";
+import type { VerbTable } from "../verbs.ts";
+import { MoveSource } from "./source.ts";
+import { MoveTarget } from "./target.ts";
+
+const resumeEveryMillis = 5_000;
+
+/** The moves of one agent: their verbs, and what goes on without anybody asking. */
+export interface Moves {
+  verbs: VerbTable;
+  /** Goes on with what a restart or a lost link cut off, now and then again until it is done. */
+  resume(log: (text: string) => void): Promise<void>;
+  close(): void;
+}
+
+export function createMoves(services: Services): Moves {
+  const source = new MoveSource(services);
+  const target = new MoveTarget(services);
+  const ended = new AbortController();
+  let timer: NodeJS.Timeout | undefined;
+  return {
+    verbs: {
+      "move.prepare": {
+        keys: ({ spec }) => [`instance:${spec.id}`],
+        perform: (_services, { spec, epoch, from }, context) => target.prepare(spec, epoch, from, context),
+      },
+      "move.run": {
+        keys: ({ id }) => [`instance:${id}`],
+        perform: (_services, args, context) => source.run(args, context),
+      },
+      "move.cancel": {
+        keys: ({ id }) => [`instance:${id}`],
+        async perform(_services, { id }, context) {
+          await target.cancel(id, context);
+          return {};
+        },
+      },
+    },
+    async resume(log) {
+      const context: JobContext = { signal: ended.signal, step: () => {}, status: log };
+      await target.resume(context);
+      const again = (): void => {
+        timer = setTimeout(() => {
+          source.resume(context).catch((error: unknown) => log(String(error))).finally(again);
+        }, resumeEveryMillis);
+      };
+      await source.resume(context);
+      again();
+    },
+    close() {
+      ended.abort();
+      clearTimeout(timer);
+      target.close();
+    },
+  };
+}
