@@ -68,7 +68,7 @@ function disks(machine: Machine): string[] {
       "detect-zeroes": "unmap",
       file: { ...file(machine.disk), discard: "unmap" },
     }),
-    ...["-device", "virtio-blk-pci,drive=disk,serial=root,bootindex=0,addr=0x2"],
+    ...["-device", "virtio-blk-pci,drive=disk,serial=root,bootindex=1,addr=0x2"],
     ...blockdev({ driver: "raw", "node-name": "seed", "read-only": true, file: file(machine.seed) }),
     ...["-device", "virtio-blk-pci,drive=seed,serial=cidata,addr=0x3"],
     ...machine.volumes.flatMap(({ path, serial }, index) => [

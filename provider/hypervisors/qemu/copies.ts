@@ -23,7 +23,7 @@ export async function snapshot(guest: Guest, name: string, progress: Progress): 
   if (state === "stopped") return snapshotOffline(guestFiles(guest).disk, "create", tagOf(name));
   await flush(guest);
   await withQmp(guest, guestFiles(guest).qmp, (qmp) =>
-    snapshotJob(qmp, "snapshot-save", tagOf(name), { signal: progress.signal, timeoutMillis: jobMillis }),
+    snapshotJob(qmp, { command: "snapshot-save", tag: tagOf(name), signal: progress.signal, timeoutMillis: jobMillis }),
   );
 }
 
@@ -101,7 +101,7 @@ async function flush(guest: Guest): Promise<void> {
 async function restoreRunning(guest: Guest, name: string, options: { around: Surroundings; progress: Progress }): Promise<boolean> {
   try {
     await withQmp(guest, guestFiles(guest).qmp, async (qmp) => {
-      await snapshotJob(qmp, "snapshot-load", tagOf(name), { signal: options.progress.signal, timeoutMillis: jobMillis });
+      await snapshotJob(qmp, { command: "snapshot-load", tag: tagOf(name), signal: options.progress.signal, timeoutMillis: jobMillis });
       if (!(await queryStatus(qmp)).running) await resume(qmp);
     });
     return true;

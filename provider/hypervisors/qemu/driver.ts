@@ -54,7 +54,7 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
     importState,
     createVolume,
     readVolume,
-    writeVolume: (hostPath, sizeMib, tar, progress) => writeVolume(hostPath, sizeMib, { tar, progress }),
+    writeVolume: (hostPath, sizeMib, ...[tar, progress]) => writeVolume(hostPath, sizeMib, { tar, progress }),
     uninstall: removeCgroupParents,
   };
 }

@@ -54,22 +54,21 @@ export async function cancelMigration(qmp: Qmp): Promise<void> {
 /** Saves or loads disk and RAM under a tag inside the disk's qcow2. */
 export async function snapshotJob(
   qmp: Qmp,
-  command: "snapshot-save" | "snapshot-load",
-  tag: string,
-  options: { signal: AbortSignal; timeoutMillis: number },
+  job: { command: "snapshot-save" | "snapshot-load"; tag: string; signal: AbortSignal; timeoutMillis: number },
 ): Promise<void> {
+  const { command, tag, signal, timeoutMillis } = job;
   const id = `${command}-${String(Date.now())}`;
   await qmp.execute(command, { "job-id": id, tag, vmstate: "disk", devices: ["disk"] });
-  const deadline = Date.now() + options.timeoutMillis;
+  const deadline = Date.now() + timeoutMillis;
   for (;;) {
-    const job = jobsSchema.parse(await qmp.execute("query-jobs")).find((candidate) => candidate.id === id);
-    if (job === undefined) throw new CloudletError("FAILED", `QEMU lost its job ${command}`);
-    if (job.status === "concluded") {
+    const found = jobsSchema.parse(await qmp.execute("query-jobs")).find((candidate) => candidate.id === id);
+    if (found === undefined) throw new CloudletError("FAILED", `QEMU lost its job ${command}`);
+    if (found.status === "concluded") {
       await qmp.execute("job-dismiss", { id });
-      if (job.error !== undefined) throw new CloudletError("FAILED", `${command} failed: ${job.error}`);
+      if (found.error !== undefined) throw new CloudletError("FAILED", `${command} failed: ${found.error}`);
       return;
     }
-    if (Date.now() > deadline) throw new CloudletError("TIMEOUT", `${command} did not end within ${String(options.timeoutMillis)} ms`);
-    await delay(20, undefined, { signal: options.signal });
+    if (Date.now() > deadline) throw new CloudletError("TIMEOUT", `${command} did not end within ${String(timeoutMillis)} ms`);
+    await delay(20, undefined, { signal: signal });
   }
 }

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { access } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 
@@ -21,9 +21,8 @@ export async function removeTap(guest: string): Promise<void> {
   if (await isThere(name)) await run(["ip", "link", "delete", "dev", name]);
 }
 
-function isThere(device: string): Promise<boolean> {
-  return access(`/sys/class/net/${device}`).then(
-    () => true,
-    () => false,
-  );
+/** /proc/net follows the network namespace; a /sys that was mounted outside it does not. */
+async function isThere(device: string): Promise<boolean> {
+  const devices = await readFile("/proc/self/net/dev", "utf8");
+  return devices.split("\n").some((line) => line.trim().startsWith(`${device}:`));
 }
