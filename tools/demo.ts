@@ -1,0 +1,152 @@
+import { resolve } from "node:path";
+import { parseArgs, styleText } from "node:util";
+import type { MoveReport } from "../provider/agent/protocol.ts";
+import { openStack } from "../test/engine.ts";
+import { createLab, type Lab } from "../test/lab/lab.ts";
+import { buildImages } from "./images/images.ts";
+
+const help = `Shows the main job on this machine: two edge gateways, one application, a subscriber who moves.
+
+  make demo [KIND=kvm|lxd]
+
+It needs root, makes its own network namespaces, and leaves nothing behind.`;
+
+const { values } = parseArgs({ options: { kind: { type: "string", default: "kvm" }, help: { type: "boolean", default: false } } });
+if (values.help) {
+  console.log(help);
+  process.exit(0);
+}
+const kind = values.kind;
+if (kind !== "kvm" && kind !== "lxd") {
+  console.error(`--kind is "${kind}"; it must be kvm or lxd`);
+  process.exit(2);
+}
+
+const port = 8080;
+const program = resolve(import.meta.dirname, "../examples/two-gateways/index.ts");
+type Hosts = "gw1" | "gw2" | "subscriber";
+
+async function step<T>(title: string, work: () => Promise<T>): Promise<T> {
+  const began = performance.now();
+  process.stdout.write(`${styleText("bold", "▶")} ${title} … `);
+  const result = await work();
+  console.log(styleText("green", `${((performance.now() - began) / 1000).toFixed(1)} s`));
+  return result;
+}
+
+/** The subscriber, on a host of its own: it knows nothing but an address. */
+async function visit(lab: Lab<Hosts>, gateway: "gw1" | "gw2", path = "/"): Promise<number | undefined> {
+  const { stdout } = await lab.hosts.subscriber.exec(["curl", "-s", "-m", "2", `http://${lab.hosts[gateway].address}:${port}${path}`]);
+  const count = /"counter": *(\d+)/.exec(stdout)?.[1];
+  return count === undefined ? undefined : Number(count);
+}
+
+/** Visits without pause until told to stop; the longest silence is what a user of the application notices. */
+function watch(lab: Lab<Hosts>): { stop(): Promise<{ longestGapMillis: number; answers: number; wentBack: boolean }> } {
+  let running = true;
+  let last = performance.now();
+  const seen = { longestGapMillis: 0, answers: 0, wentBack: false };
+  let highest = 0;
+  const done = (async () => {
+    while (running) {
+      for (const gateway of ["gw1", "gw2"] as const) {
+        const count = await visit(lab, gateway, "/");
+        if (count === undefined) continue;
+        seen.longestGapMillis = Math.max(seen.longestGapMillis, performance.now() - last);
+        last = performance.now();
+        seen.answers++;
+        seen.wentBack ||= count <= highest;
+        highest = Math.max(highest, count);
+      }
+      await new Promise((resume) => setTimeout(resume, 50));
+    }
+  })();
+  return {
+    async stop() {
+      running = false;
+      await done;
+      return seen;
+    },
+  };
+}
+
+async function traces(lab: Lab<Hosts>, gateway: "gw1" | "gw2"): Promise<string> {
+  return lab.hosts[gateway].run("ls -d /var/lib/cloudlet/agent /etc/init.d/cloudlet-agent /run/cloudlet 2>/dev/null; nft list tables 2>/dev/null; ip -br link show type bridge; getent passwd cloudlet || true");
+}
+
+const began = performance.now();
+const images = await step("building the two small images from Debian packages (cached afterwards)", () => buildImages());
+const lab = await step("starting two gateways and a subscriber, each a host of its own", () =>
+  createLab({ name: "demo", hosts: [{ name: "gw1", lxd: kind === "lxd" }, { name: "gw2", lxd: kind === "lxd" }, { name: "subscriber" }] }),
+);
+process.once("SIGINT", () => void lab.close().finally(() => process.exit(130)));
+
+try {
+  const before = { gw1: await traces(lab, "gw1"), gw2: await traces(lab, "gw2") };
+  const generation = { value: 0 };
+  const stack = await openStack({
+    project: "two-gateways",
+    program: async () => {
+      const module: Record<string, unknown> = await import(`${program}?run=${generation.value++}`);
+      return Object.fromEntries(Object.entries(module).filter(([name]) => name !== "default" && name !== "module.exports"));
+    },
+  });
+  try {
+    const { privateKey } = lab.hosts.gw1.connection;
+    const gateway = ({ host, hostKey }: { host: string; hostKey: string }) => ({ host, hostKey });
+    await stack.setConfig("gateways", JSON.stringify({ gw1: gateway(lab.hosts.gw1.connection), gw2: gateway(lab.hosts.gw2.connection) }));
+    await stack.setConfig("privateKey", privateKey, true);
+    await stack.setConfig("kind", kind);
+    await stack.setConfig("base", kind === "kvm" ? images.vm : images.container);
+    await stack.setConfig("subscriberAt", "gw1");
+
+    const first = await step("pulumi up: commission both gateways, start the application on gateway 1", async () => expectOk(await stack.up()));
+    let count = 0;
+    await step("the subscriber visits the application at gateway 1, ten times", async () => {
+      for (let visits = 0; visits < 10; visits++) count = (await visit(lab, "gw1")) ?? count;
+    });
+    console.log(`  counter is ${count} (${String(first.outputs["accelerator"])})`);
+
+    console.log(styleText("bold", "\n  The subscriber moves to gateway 2; the program's input changes: subscriberAt gw1 → gw2"));
+    await stack.setConfig("subscriberAt", "gw2");
+    const preview = await step("pulumi preview", async () => expectOk(await stack.preview()));
+    for (const { op, type, name, changed } of preview.steps) if (op !== "same") console.log(`  ~ ${type} ${name}: ${op} (${changed.join(", ")})`);
+
+    const watcher = watch(lab);
+    const moved = await step("pulumi up: move it", async () => expectOk(await stack.up()));
+    const seen = await watcher.stop();
+    const after = await visit(lab, "gw2");
+    const gone = (await visit(lab, "gw1")) === undefined;
+
+    const report = moved.outputs["lastMove"] as MoveReport;
+    await step("pulumi destroy", async () => expectOk(await stack.destroy()));
+    const clean = (await traces(lab, "gw1")) === before.gw1 && (await traces(lab, "gw2")) === before.gw2;
+
+    console.log();
+    console.table({
+      "ran at": { before: "gateway 1", after: "gateway 2" },
+      counter: { before: count, after: after ?? "no answer" },
+      "answers at gateway 1": { before: "yes", after: gone ? "no" : "yes" },
+    });
+    console.table({
+      "bytes sent": report.bytesSent,
+      "bytes the target had": report.bytesAvoided,
+      "away, as measured by the gateways (ms)": report.downtimeMillis,
+      "longest silence the subscriber saw (ms)": Math.round(seen.longestGapMillis),
+      "visits answered during the move": seen.answers,
+      "the counter went back": seen.wentBack ? "YES" : "never",
+      "gateways as before": clean ? "yes" : "NO",
+    });
+    if (after === undefined || after <= count || seen.wentBack || !gone || !clean) throw new Error("the demo did not show what it promises");
+    console.log(`Done in ${((performance.now() - began) / 1000).toFixed(0)} s.`);
+  } finally {
+    await stack.close();
+  }
+} finally {
+  await lab.close();
+}
+
+function expectOk<T extends { ok: boolean; text: string }>(outcome: T): T {
+  if (!outcome.ok) throw new Error(`pulumi failed:\n${outcome.text}`);
+  return outcome;
+}
