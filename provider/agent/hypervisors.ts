@@ -1,5 +1,6 @@
 import { rm } from "node:fs/promises";
 import path from "node:path";
+import { z } from "zod";
 import { CloudletError } from "../core/errors.ts";
 import { abilitiesOf } from "../hypervisors/types.ts";
 import type { Driver } from "../hypervisors/types.ts";
@@ -8,6 +9,10 @@ import type { JobContext } from "./jobs.ts";
 import { hypervisorSpecSchema } from "./protocol.ts";
 import type { HypervisorSpec, HypervisorStatus, Kind } from "./protocol.ts";
 import type { Records } from "./records.ts";
+
+/** Stacks may share a gateway, and so its one hypervisor. */
+const recordSchema = hypervisorSpecSchema.omit({ owner: true }).extend({ owners: z.array(z.string()) });
+type HypervisorRecord = z.infer<typeof recordSchema>;
 
 export interface HypervisorsOptions {
   root: string;
@@ -29,15 +34,15 @@ export class Hypervisors {
     this.#options = options;
   }
 
-  current(): Promise<HypervisorSpec | undefined> {
-    return readJson(this.#file(), hypervisorSpecSchema);
+  current(): Promise<HypervisorRecord | undefined> {
+    return readJson(this.#file(), recordSchema);
   }
 
   async status(): Promise<HypervisorStatus | undefined> {
     const spec = await this.current();
     if (spec === undefined) return undefined;
     const { version, accelerator } = await this.describe();
-    return { kind: spec.kind, owner: spec.owner, version, accelerator, abilities: [...abilitiesOf[spec.kind]], cloudlets: await this.#owned() };
+    return { kind: spec.kind, owners: spec.owners, version, accelerator, abilities: [...abilitiesOf[spec.kind]], cloudlets: await this.#owned() };
   }
 
   /** The driver for cloudlets of this kind; REFUSED where the node has another kind, or none. */
@@ -45,9 +50,9 @@ export class Hypervisors {
     const spec = await this.current();
     if (spec === undefined) throw new CloudletError("REFUSED", `this node has no hypervisor, so it cannot run a cloudlet of kind ${kind}`, { fix: "declare a Hypervisor on this node" });
     if (spec.kind !== kind) throw new CloudletError("REFUSED", `this node's hypervisor is ${spec.kind}, so it cannot run a cloudlet of kind ${kind}`, { fix: "choose a hypervisor of the cloudlet's kind" });
-    const key = JSON.stringify(spec);
+    const key = JSON.stringify([spec.kind, spec.lxd]);
     if (this.#driver?.key !== key) {
-      this.#driver = { key, driver: await this.#options.createDriver(spec) };
+      this.#driver = { key, driver: await this.#options.createDriver({ ...spec, owner: "" }) };
       this.#description = undefined;
     }
     return this.#driver.driver;
@@ -65,9 +70,6 @@ export class Hypervisors {
 
   async apply(spec: HypervisorSpec, context: JobContext): Promise<HypervisorStatus> {
     const existing = await this.current();
-    if (existing !== undefined && existing.owner !== spec.owner) {
-      throw new CloudletError("CONFLICT", `this node's hypervisor (${existing.kind}) belongs to ${existing.owner}`, { fix: "use that stack's hypervisor, or remove it there first" });
-    }
     if (existing !== undefined && existing.kind !== spec.kind) {
       throw new CloudletError("REFUSED", `this node already has a hypervisor of kind ${existing.kind}; a node has exactly one`, { fix: "remove that hypervisor first" });
     }
@@ -75,7 +77,8 @@ export class Hypervisors {
     // a hypervisor that does not answer is not recorded
     const driver = await this.#options.createDriver(spec);
     await driver.describe();
-    await writeDurably(this.#file(), `${JSON.stringify(spec, null, 2)}\n`, 0o600);
+    const { owner, ...rest } = spec;
+    await this.#write({ ...rest, owners: [...new Set([...(existing?.owners ?? []), owner])] });
     this.#description = undefined;
     context.step("recorded");
     const status = await this.status();
@@ -85,11 +88,14 @@ export class Hypervisors {
 
   async remove(owner: string, context: JobContext): Promise<void> {
     const existing = await this.current();
-    if (existing === undefined) return;
-    if (existing.owner !== owner) throw new CloudletError("CONFLICT", `this node's hypervisor belongs to ${existing.owner}, not to ${owner}`);
-    const cloudlets = (await this.#options.records.list()).filter((record) => record.ownership.role !== "released").map((record) => record.spec.id);
-    if (cloudlets.length > 0) throw new CloudletError("REFUSED", `cloudlets are on this hypervisor: ${cloudlets.join(", ")}`, { fix: "remove or move them first" });
-    await this.uninstall(context);
+    if (existing === undefined || !existing.owners.includes(owner)) return;
+    const others = existing.owners.filter((other) => other !== owner);
+    const inTheWay = (await this.#options.records.list()).filter((record) => record.ownership.role !== "released" && (others.length === 0 || record.spec.owner === owner));
+    if (inTheWay.length > 0) {
+      throw new CloudletError("REFUSED", `cloudlets are on this hypervisor: ${inTheWay.map((record) => record.spec.id).join(", ")}`, { fix: "remove or move them first" });
+    }
+    if (others.length > 0) await this.#write({ ...existing, owners: others });
+    else await this.uninstall(context);
     context.step("removed");
   }
 
@@ -106,6 +112,10 @@ export class Hypervisors {
 
   async #owned(): Promise<string[]> {
     return (await this.#options.records.list()).filter((record) => record.ownership.role === "owner").map((record) => record.spec.id);
+  }
+
+  #write(record: HypervisorRecord): Promise<void> {
+    return writeDurably(this.#file(), `${JSON.stringify(record, null, 2)}\n`, 0o600);
   }
 
   #file(): string {

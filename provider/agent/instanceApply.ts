@@ -8,17 +8,19 @@ import { syncDirectory, syncFile } from "./durable.ts";
 import { bringTo, guestOf, imagesOf, instanceStatus, requireOwner } from "./instances.ts";
 import type { Opened } from "./instances.ts";
 import type { JobContext } from "./jobs.ts";
+import { isDeparting } from "./moves/source.ts";
 import { dataPort, guestName } from "./protocol.ts";
-import type { InstanceSpec, InstanceStatus } from "./protocol.ts";
+import type { InstanceSpec, InstanceStatus, VerbArgs } from "./protocol.ts";
 import { allocateNetwork } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
 
 /** Makes a cloudlet what its spec says; run again after a crash at any step, it continues. */
-export async function applyInstance(services: Services, spec: InstanceSpec, context: JobContext): Promise<InstanceStatus> {
+export async function applyInstance(services: Services, args: VerbArgs<"instance.apply">, context: JobContext): Promise<InstanceStatus> {
+  const { spec } = args;
   // images first: a spec whose data is not here changes nothing
   const images = { basePath: await services.store.path(spec.base.digest), buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest) };
-  const { record: claimed, driver, wasPending } = await claim(services, spec);
+  const { record: claimed, driver, wasPending } = await claim(services, args);
   context.step("record");
   await services.network.publish(await services.records.list());
   context.step("network");
@@ -56,9 +58,12 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
 }
 
 /** Checks that the spec may be applied here and writes it down, as one step that nothing else on this node can get between. */
-async function claim(services: Services, spec: InstanceSpec): Promise<{ record: InstanceRecord; driver: Driver; wasPending: boolean }> {
+async function claim(services: Services, { spec, fresh }: VerbArgs<"instance.apply">): Promise<{ record: InstanceRecord; driver: Driver; wasPending: boolean }> {
   return services.lock.run("hypervisor", async () => {
-    const existing = await services.records.read(spec.id);
+    const known = await services.records.read(spec.id);
+    // a note that one of this id moved away says nothing about a new one
+    const gone = fresh && known?.ownership.role === "released" ? known : undefined;
+    const existing = gone === undefined ? known : undefined;
     if (existing !== undefined) checkExisting(existing, spec);
     checkPattern(spec);
     const driver = await services.hypervisors.driver(spec.kind);
@@ -69,7 +74,7 @@ async function claim(services: Services, spec: InstanceSpec): Promise<{ record: 
     const wasPending = existing?.restartPending ?? false;
     const changed = existing !== undefined && JSON.stringify(existing.spec) !== JSON.stringify(spec);
     const record: InstanceRecord = {
-      ownership: { epoch: 1, role: "owner" },
+      ownership: { epoch: (gone?.ownership.epoch ?? 0) + 1, role: "owner" },
       network: allocateNetwork(spec.id, new Set(others.map((other) => other.network.address))),
       ...existing,
       spec,

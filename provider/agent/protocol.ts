@@ -68,7 +68,7 @@ export type HypervisorSpec = z.infer<typeof hypervisorSpecSchema>;
 
 export const hypervisorStatusSchema = z.object({
   kind: kindSchema,
-  owner: z.string(),
+  owners: z.array(z.string()).describe("Every project/stack that declared it; the last one to go removes it."),
   version: z.string(),
   accelerator: z.enum(["kvm", "tcg", "none"]).describe("kvm = hardware, tcg = software emulation, none = containers."),
   abilities: z.array(z.string()),

@@ -6,6 +6,7 @@ import { describeError } from "../core/errors.ts";
 import { probeAcceleration } from "./drivers.ts";
 import { readFacts } from "./facts.ts";
 import { Jobs } from "./jobs.ts";
+import { createMoves } from "./moves/verbs.ts";
 import { protocolVersion } from "./protocol.ts";
 import { recover } from "./recover.ts";
 import { createAgentServer } from "./server.ts";
@@ -28,19 +29,22 @@ const closeMillis = 8_000;
 /** Runs the agent until `signal` is aborted. Guests go on without it. */
 export async function serve(services: Services, { root, socket, digest, log, onStep }: ServeOptions, signal: AbortSignal): Promise<void> {
   const jobs = new Jobs({ directory: path.join(root, "jobs"), lock: services.lock, ...(onStep === undefined ? {} : { onStep }) });
+  const moves = createMoves(services);
   const startedAt = new Date().toISOString();
   const server = createAgentServer({
     services,
     jobs,
-    verbs: verbTable,
+    verbs: { ...verbTable, ...moves.verbs },
     info: () => ({ protocol: protocolVersion, digest, startedAt, jobs: jobs.running() }),
     facts: () => readFacts({ root, probeAcceleration }),
   });
   await listen(server, socket);
   log(`agent ${digest.slice(0, 12)} listens on ${socket}`);
-  const recovered = recover(services, { signal, status: log }).catch((error: unknown) => {
-    log(describeError(error));
-  });
+  const recovered = recover(services, { signal, status: log })
+    .then(() => moves.resume(log))
+    .catch((error: unknown) => {
+      log(describeError(error));
+    });
   const collecting = setInterval(() => void collect(services, log), collectMillis);
   await new Promise<void>((resolve) => {
     signal.addEventListener("abort", () => {
@@ -49,6 +53,7 @@ export async function serve(services: Services, { root, socket, digest, log, onS
     if (signal.aborted) resolve();
   });
   clearInterval(collecting);
+  moves.close();
   server.close();
   await jobs.close(closeMillis);
   server.closeAllConnections();

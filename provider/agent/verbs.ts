@@ -36,7 +36,7 @@ export const verbTable: VerbTable = {
   },
   "instance.apply": {
     keys: ({ spec }) => [`instance:${spec.id}`, ...spec.volumes.map(({ id }) => `volume:${id}`)],
-    perform: (services, { spec }, context) => applyInstance(services, spec, context),
+    perform: applyInstance,
   },
   "instance.remove": {
     keys: instanceKey,

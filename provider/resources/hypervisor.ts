@@ -53,7 +53,7 @@ export const hypervisor = defineResource({
   async observe(known, context) {
     const agent = await context.agent(known.connection);
     const [status, facts] = await Promise.all([agent.hypervisor(), agent.facts()]);
-    if (status?.kind !== known.kind || status.owner !== known.owner) return undefined;
+    if (status?.kind !== known.kind || !status.owners.includes(known.owner)) return undefined;
     return {
       ...inputs.parse(known),
       status: "ready",

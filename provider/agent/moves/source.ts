@@ -31,6 +31,15 @@ const departureSchema = z.object({
 });
 type Departure = z.infer<typeof departureSchema>;
 
+/** Whether a move of this cloudlet away from here has begun and not ended. */
+export async function isDeparting(services: Services, id: string): Promise<boolean> {
+  return (await readJson(departureFile(services, id), departureSchema)) !== undefined;
+}
+
+function departureFile(services: Services, id: string): string {
+  return join(services.records.directoryOf(id), "departure.json");
+}
+
 const empty = z.object({});
 const sealMillis = 15 * 60_000;
 const sendAttempts = 4;
@@ -247,7 +256,7 @@ export class MoveSource {
   }
 
   #file(id: string): string {
-    return join(this.#services.records.directoryOf(id), "departure.json");
+    return departureFile(this.#services, id);
   }
 
   #read(id: string): Promise<Departure | undefined> {
