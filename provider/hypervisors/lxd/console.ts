@@ -6,21 +6,13 @@ import { CloudletError } from "../../core/errors.ts";
 import type { Rest } from "../../transport/types.ts";
 import type { Guest } from "../types.ts";
 import { download, send } from "./client.ts";
+import { inTurn } from "./turns.ts";
 
 const keptBytes = 256 * 1024;
-const inTurn = new Map<string, Promise<unknown>>();
 
 /** Everything on the guest's console so far. Reading empties LXD's buffer, so what was read is kept beside the guest. */
 export function readConsole(rest: Rest, guest: Guest, stopped: boolean): Promise<string> {
-  const before = inTurn.get(guest.directory) ?? Promise.resolve();
-  const turn = before.catch(() => undefined).then(() => drain(rest, guest, stopped));
-  inTurn.set(guest.directory, turn);
-  void turn
-    .catch(() => undefined)
-    .finally(() => {
-      if (inTurn.get(guest.directory) === turn) inTurn.delete(guest.directory);
-    });
-  return turn;
+  return inTurn(`console ${guest.directory}`, () => drain(rest, guest, stopped));
 }
 
 export function lastLines(content: string, lines: number): string {

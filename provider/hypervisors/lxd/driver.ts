@@ -17,6 +17,7 @@ import {
   change,
   ensureInstance,
   findOurs,
+  imagesTurn,
   mustHave,
   removeInstance,
   setConfig,
@@ -26,6 +27,7 @@ import {
 } from "./instances.ts";
 import { packState, readOnce, unpackState } from "./state.ts";
 import { createVolume, readVolume, writeVolume } from "./volumes.ts";
+import { inTurn } from "./turns.ts";
 import { restoreSnapshot, takeSnapshot } from "./snapshots.ts";
 
 export interface LxdDriverOptions {
@@ -86,7 +88,7 @@ export function createLxdDriver({ root, rest }: LxdDriverOptions): Driver {
     },
     async remove(guest, progress) {
       await removeInstance(rest, guest, progress);
-      await releaseImage(rest, guest.spec.base.digest, progress);
+      await inTurn(imagesTurn, () => releaseImage(rest, guest.spec.base.digest, progress));
     },
     snapshot: (guest, name, progress) => takeSnapshot(rest, guest, { name, progress }),
     async restore(guest, name, progress) {
@@ -147,7 +149,8 @@ async function startBuild(rest: Rest, guest: Guest, { fresh, progress }: { fresh
     if (!(await syncBuild(rest, guest, { instance, progress }))) await startApp(rest, guest, progress);
   } catch (error) {
     // without its application a container only looks as if it ran
-    if (fresh) await change(rest, guest, { action: "kill", progress }).catch(() => undefined);
+    if (fresh)
+      await change(rest, guest, { action: "kill", progress: { ...progress, signal: AbortSignal.timeout(30_000) } }).catch(() => undefined);
     throw error;
   }
 }

@@ -12,9 +12,11 @@ import { buildKey, environmentKey, filesKey, isOurs, keys, merge, rootIdOf, stat
 import { deadlines, perform, waitOf } from "./operations.ts";
 import { removeExports } from "./parts.ts";
 import { ensurePool } from "./pool.ts";
+import { inTurn } from "./turns.ts";
 import { shiftVolume } from "./volumes.ts";
 
 const stopSeconds = 10;
+export const imagesTurn = "images";
 
 interface Observed {
   instance: LxdInstance;
@@ -132,14 +134,14 @@ export async function removeInstance(rest: Rest, guest: Guest, progress: Progres
 
 async function makeInstance(rest: Rest, guest: Guest, { root, progress }: { root: string; progress: Progress }): Promise<void> {
   const pool = await ensurePool(rest, root, progress);
-  const fingerprint = await ensureImage(
-    rest,
-    { digest: guest.spec.base.digest, path: guest.basePath, directory: join(root, "lxd-images") },
-    progress,
-  );
-  progress.status(`creating container ${guest.name}`);
-  const body = { name: guest.name, type: "container", profiles: [], ...toLxd(guest, pool), source: { type: "image", fingerprint } };
-  await perform(rest, { method: "POST", path: "/1.0/instances", body, what: `create ${guest.name}` }, waitOf(progress, deadlines.create));
+  const base = { digest: guest.spec.base.digest, path: guest.basePath, directory: join(root, "lxd-images") };
+  // the last guest of a base may be going while the next one comes
+  await inTurn(imagesTurn, async () => {
+    const fingerprint = await ensureImage(rest, base, progress);
+    progress.status(`creating container ${guest.name}`);
+    const body = { name: guest.name, type: "container", profiles: [], ...toLxd(guest, pool), source: { type: "image", fingerprint } };
+    await perform(rest, { method: "POST", path: "/1.0/instances", body, what: `create ${guest.name}` }, waitOf(progress, deadlines.create));
+  });
 }
 
 async function syncFiles(rest: Rest, guest: Guest, { instance, progress }: Observed): Promise<void> {
