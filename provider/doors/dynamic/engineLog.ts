@@ -1,4 +1,5 @@
 import { createRequire } from "node:module";
+import { join } from "node:path";
 import type { LogSeverity } from "@pulumi/pulumi/proto/engine_pb.js";
 
 export interface Reporter {
@@ -26,7 +27,7 @@ function connect(): Engine {
   const address = process.argv[2];
   if (address === undefined || !/^[\w.-]+:\d+$/.test(address)) return { log: ({ text }) => console.error(text) };
   // grpc is pulumi's dependency, not ours: under pnpm it is visible from there only
-  const pulumi = createRequire(createRequire(import.meta.url).resolve("@pulumi/pulumi"));
+  const pulumi = createRequire(createRequire(join(import.meta.dirname, "x")).resolve("@pulumi/pulumi"));
   const grpc = pulumi("@grpc/grpc-js") as typeof import("@grpc/grpc-js");
   const { EngineClient } = pulumi("@pulumi/pulumi/proto/engine_grpc_pb.js") as typeof import("@pulumi/pulumi/proto/engine_grpc_pb.js");
   const messages = pulumi("@pulumi/pulumi/proto/engine_pb.js") as typeof import("@pulumi/pulumi/proto/engine_pb.js");

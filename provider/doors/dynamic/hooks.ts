@@ -3,8 +3,8 @@ import { openContext, run } from "../../runtime.ts";
 import { reportToEngine } from "./engineLog.ts";
 import { dynamicHooks } from "./translate.ts";
 
-/** What the resource classes' constant hooks call; found at run time, so that fixes reach the state of older programs. */
-export const { check, diff, create, read, update, remove } = dynamicHooks({
+/** The hooks of one resource type. The constant provider objects load them at run time, so that fixes reach the state of older programs. */
+export const hooksOf = dynamicHooks({
   definitions: resources,
   ...run,
   open: (subject) => openContext(reportToEngine(subject)),

@@ -1,3 +1,4 @@
+import type * as pulumi from "@pulumi/pulumi";
 import type { Context } from "../../core/context.ts";
 import { checkInputs } from "../../core/check.ts";
 import type { Declarations } from "../../core/declarations.ts";
@@ -16,7 +17,7 @@ export interface DynamicDoor {
   open(subject: string): Context;
 }
 
-/** Pulumi's dynamic provider interface over resource definitions: translation and nothing else. */
+/** Pulumi's dynamic provider interface over resource definitions, by token: translation and nothing else. */
 export function dynamicHooks({ definitions, declarations, digests, open }: DynamicDoor) {
   const find = (token: string): ResourceDefinition => {
     const found = definitions.find((definition) => definition.token === token);
@@ -24,53 +25,51 @@ export function dynamicHooks({ definitions, declarations, digests, open }: Dynam
     return found;
   };
 
-  return {
-    async check(token: string, olds: Props, news: Props) {
+  return (token: string): pulumi.dynamic.ResourceProvider => ({
+    async check(olds: Props, news: Props) {
       const definition = find(token);
       const old = Object.keys(olds).length === 0 ? undefined : plain(olds);
       const { inputs, issues } = await checkInputs(definition, { news: plain(news), old, declarations, local: digests });
       return { inputs, failures: issues.map(toFailure) };
     },
 
-    diff(token: string, olds: Props, news: Props) {
+    diff(_id, olds: Props, news: Props) {
       const changes = diffInputs(find(token).inputs, olds, news);
       const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
       return Promise.resolve({ changes: changes.length > 0, replaces: [...replaces], deleteBeforeReplace: true });
     },
 
-    async create(token: string, inputs: Props) {
-      const definition = find(token);
-      const wanted = plain(inputs);
-      return translated(inputs, async () => {
+    create: (inputs: Props) =>
+      translated(inputs, async () => {
+        const definition = find(token);
+        const wanted = plain(inputs);
         const { id, state } = await reconcile.create(definition, wanted, open(subjectOf(definition, wanted)));
         return { id, outs: state };
-      });
-    },
+      }),
 
-    async read(token: string, id: string, props: Props) {
-      const definition = find(token);
-      return translated(props, async () => {
+    read: (id, props: Props = {}) =>
+      translated(props, async () => {
+        const definition = find(token);
         const state = await reconcile.read(definition, plain(props), open(`${definition.token} "${id}"`));
         // an empty id tells the engine that the resource is gone
         if (state === undefined) return { id: "", props: {} };
         return { id, props: state, inputs: reconcile.inputsOf(definition, state) };
-      });
-    },
+      }),
 
-    async update(token: string, id: string, olds: Props, news: Props) {
-      const definition = find(token);
-      return translated(news, async () => {
+    update: (id, olds: Props, news: Props) =>
+      translated(news, async () => {
+        const definition = find(token);
         const change = { id, old: plain(olds), inputs: plain(news) };
         return { outs: await reconcile.update(definition, change, open(subjectOf(definition, change.inputs))) };
-      });
-    },
+      }),
 
-    async remove(token: string, props: Props) {
-      const definition = find(token);
-      const have = plain(props);
-      await translated(props, () => reconcile.remove(definition, have, open(subjectOf(definition, have))));
-    },
-  };
+    delete: (_id, props: Props) =>
+      translated(props, async () => {
+        const definition = find(token);
+        const have = plain(props);
+        await reconcile.remove(definition, have, open(subjectOf(definition, have)));
+      }),
+  });
 }
 
 /** The path stands in the reason, since the engine prints the value of a property that is named, secrets included. */

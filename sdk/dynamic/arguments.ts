@@ -1,0 +1,40 @@
+import * as pulumi from "@pulumi/pulumi";
+import type { Traits } from "./types.ts";
+
+/** What the base class gets: the arguments with their secrets marked, the name's default, the owner, and every output's name. */
+export function propertiesOf(traits: Traits, name: string, args: object): pulumi.Inputs {
+  const given = Object.entries({ name, ...args, owner: `${pulumi.getProject()}/${pulumi.getStack()}` });
+  return {
+    // pulumi resolves only those outputs whose names it is given
+    ...Object.fromEntries(traits.outputs.map((output) => [output, undefined])),
+    ...Object.fromEntries(given.map(([key, value]) => [key, marked(value, below(traits.secrets, key))])),
+  };
+}
+
+/** Options with the secret outputs of the type added. */
+export function optionsOf(traits: Traits, options: pulumi.CustomResourceOptions = {}): pulumi.CustomResourceOptions {
+  return { ...options, additionalSecretOutputs: [...(options.additionalSecretOutputs ?? []), ...traits.secretOutputs] };
+}
+
+// only the secret parts are marked, so that the rest stays readable in a preview
+function marked(value: unknown, paths: string[][]): unknown {
+  if (paths.length === 0 || value === undefined || value === null) return value;
+  if (paths.some((path) => path.length === 0)) return pulumi.secret(value);
+  if (pulumi.Output.isInstance(value) || value instanceof Promise) {
+    return pulumi.output<unknown>(value).apply((plain) => (holdsSecret(plain, paths) ? pulumi.secret(plain) : plain));
+  }
+  if (Array.isArray(value)) return value.map((item: unknown) => marked(item, below(paths, "*")));
+  if (typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, marked(item, [...below(paths, key), ...below(paths, "*")])]));
+}
+
+function holdsSecret(value: unknown, paths: string[][]): boolean {
+  if (paths.length === 0 || value === undefined || value === null) return false;
+  if (paths.some((path) => path.length === 0)) return true;
+  if (typeof value !== "object") return false;
+  return Object.entries(value).some(([key, item]) => holdsSecret(item, [...below(paths, key), ...below(paths, "*")]));
+}
+
+function below(paths: string[][], step: string): string[][] {
+  return paths.filter(([first]) => first === step).map((path) => path.slice(1));
+}

@@ -1,0 +1,55 @@
+import * as pulumi from "@pulumi/pulumi";
+import type { Cloudlet } from "./resources.ts";
+
+declare const require: (module: "pulumi-cloudlet/hooks") => typeof import("../../provider/doors/dynamic/hooks.ts");
+
+export interface ExecResult {
+  stdout: string;
+  stderr: string;
+  exitCode: number;
+}
+
+export interface ExecOptions {
+  /** Program and arguments; no shell is involved. */
+  command: string[];
+  /** Sent to the command's standard input. */
+  stdin?: string | undefined;
+  /** Seconds after which the command is ended. Default 60. */
+  timeoutSeconds?: number | undefined;
+}
+
+/** Runs a command in a cloudlet. A non-zero exit code is a result, not an error. In a preview nothing runs and the result is unknown. */
+export function execInCloudlet(cloudlet: Cloudlet, options: ExecOptions): pulumi.Output<ExecResult> {
+  return onCloudlet(cloudlet, ({ exec }, connection, id) => exec(connection, id, options));
+}
+
+/** The last lines of a cloudlet's console. */
+export function getCloudletLogs(cloudlet: Cloudlet, options: { lines?: number | undefined } = {}): pulumi.Output<string> {
+  return onCloudlet(cloudlet, ({ logs }, connection, id) => logs(connection, id, options.lines ?? 100));
+}
+
+/** Takes a snapshot of a cloudlet under a name. */
+export function snapshotCloudlet(cloudlet: Cloudlet, snapshot: string): pulumi.Output<void> {
+  return onCloudlet(cloudlet, (functions, connection, id) => functions.snapshot(connection, id, snapshot));
+}
+
+/** Takes a cloudlet back to one of its snapshots. */
+export function restoreCloudlet(cloudlet: Cloudlet, snapshot: string): pulumi.Output<void> {
+  return onCloudlet(cloudlet, ({ restore }, connection, id) => restore(connection, id, snapshot));
+}
+
+/** Restarts a cloudlet and waits until it is ready. */
+export function restartCloudlet(cloudlet: Cloudlet): pulumi.Output<void> {
+  return onCloudlet(cloudlet, ({ restart }, connection, id) => restart(connection, id));
+}
+
+type Functions = ReturnType<typeof require>["cloudletFunctions"];
+type Connection = Parameters<Functions["restart"]>[0];
+
+function onCloudlet<T>(cloudlet: Cloudlet, call: (functions: Functions, connection: Connection, id: string) => Promise<T>): pulumi.Output<T> {
+  const result = pulumi.all([cloudlet.connection, cloudlet.id]).apply(([connection, id]) => {
+    if (pulumi.runtime.isDryRun()) return undefined;
+    return call(require("pulumi-cloudlet/hooks").cloudletFunctions, connection, id);
+  });
+  return result as pulumi.Output<T>;
+}

@@ -1,0 +1,28 @@
+import type * as pulumi from "@pulumi/pulumi";
+
+declare const require: (module: "pulumi-cloudlet/hooks") => typeof import("../../provider/doors/dynamic/hooks.ts");
+
+/**
+ * Pulumi stores the text of these objects with every resource. It captures nothing and only loads the installed package,
+ * so the text stays the same between releases, and a fix reaches refresh and delete of what older releases made.
+ */
+export const providers = {
+  EdgeCluster: providerOf("cloudlet:index:EdgeCluster"),
+  Node: providerOf("cloudlet:index:Node"),
+  Hypervisor: providerOf("cloudlet:index:Hypervisor"),
+  Cloudlet: providerOf("cloudlet:index:Cloudlet"),
+  Volume: providerOf("cloudlet:index:Volume"),
+};
+
+function providerOf(token: string): pulumi.dynamic.ResourceProvider {
+  const provider = {
+    token,
+    // runs before any other hook, and must add them before its first await: pulumi hands the object out at once
+    configure() {
+      Object.assign(this, require("pulumi-cloudlet/hooks").hooksOf(this.token));
+      return Promise.resolve();
+    },
+  };
+  // create and the others are there once configure has run
+  return provider as object as pulumi.dynamic.ResourceProvider;
+}

@@ -1,0 +1,183 @@
+import { execFileSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { type EngineEvent, LocalWorkspace, PulumiCommand, type PulumiFn } from "@pulumi/pulumi/automation/index.js";
+
+const repository = resolve(import.meta.dirname, "..");
+
+/** One step as the engine planned or did it. `__provider` is left out of `changed`. */
+export interface Step {
+  op: string;
+  type: string;
+  name: string;
+  changed: string[];
+  replacedFor: string[];
+}
+
+export interface Outcome {
+  ok: boolean;
+  /** Steps on the project's own resources; the stack itself and default providers are left out. */
+  steps: Step[];
+  /** The engine's counts, such as `{ same: 3 }`. */
+  counts: Record<string, number>;
+  /** Everything that the engine printed under Diagnostics, status lines excluded. */
+  diagnostics: string;
+  /** Status lines. */
+  status: string[];
+  /** What `pulumi` printed. */
+  text: string;
+  outputs: Record<string, unknown>;
+}
+
+export interface TestStack {
+  /** Folder of the program, with `node_modules/pulumi-cloudlet` and `node_modules/@pulumi/pulumi` in it. */
+  directory: string;
+  preview(program?: PulumiFn): Promise<Outcome>;
+  up(program?: PulumiFn): Promise<Outcome>;
+  refresh(): Promise<Outcome>;
+  destroy(): Promise<Outcome>;
+  /** The stack's resources as stored, secrets encrypted. */
+  state(): Promise<StoredResource[]>;
+  /** The stored state as text, as it lies on the disk. */
+  stateText(): Promise<string>;
+  setConfig(key: string, value: string, secret?: boolean): Promise<void>;
+  /** Removes the folder with the backend; resources must be destroyed before. */
+  close(): Promise<void>;
+}
+
+export interface StoredResource {
+  urn: string;
+  type: string;
+  id?: string;
+  inputs?: Record<string, unknown>;
+  outputs?: Record<string, unknown>;
+  initErrors?: string[];
+}
+
+export interface StackSettings {
+  project?: string;
+  stack?: string;
+  program: PulumiFn;
+  env?: Record<string, string>;
+}
+
+/** A stack of its own in a folder of its own, run by the real engine. */
+export async function openStack({ project = "test", stack = "dev", program, env = {} }: StackSettings): Promise<TestStack> {
+  const directory = await programFolder();
+  const engine = pulumiPath();
+  let current = program;
+  const envVars = { ...engineEnvironment(directory, engine), ...env };
+  const made = await LocalWorkspace.createOrSelectStack(
+    { projectName: project, stackName: stack, program: () => current() },
+    {
+      envVars,
+      pulumiCommand: await PulumiCommand.get({ root: dirname(dirname(engine)) }),
+      projectSettings: { name: project, runtime: "nodejs", main: directory, backend: { url: `file://${join(directory, "backend")}` } },
+      secretsProvider: "passphrase",
+      workDir: directory,
+    },
+  );
+  // exportStack decrypts; what lies on the disk is what counts
+  const stored = (): Promise<string> => readFile(join(directory, "backend", ".pulumi", "stacks", project, `${stack}.json`), "utf8");
+  return {
+    directory,
+    preview: (next = current) => ((current = next), outcome((recorder) => made.preview({ ...recorder, diff: true }))),
+    up: (next = current) => ((current = next), outcome((recorder) => made.up(recorder))),
+    refresh: () => outcome((recorder) => made.refresh(recorder)),
+    destroy: () => outcome((recorder) => made.destroy(recorder)),
+    stateText: stored,
+    async state() {
+      const { checkpoint } = JSON.parse(await stored()) as { checkpoint: { latest?: { resources?: StoredResource[] } } };
+      return (checkpoint.latest?.resources ?? []).filter(({ type }) => !type.startsWith("pulumi:"));
+    },
+    setConfig: (key, value, secret = false) => made.setConfig(key, { value, secret }),
+    close: () => rm(directory, { recursive: true, force: true }),
+  };
+}
+
+/** A folder in which the built package and the SDK resolve, as in a project that installed them. */
+export async function programFolder(): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), "cloudlet-stack-"));
+  await mkdir(join(directory, "backend"));
+  await mkdir(join(directory, "node_modules", "@pulumi"), { recursive: true });
+  await symlink(repository, join(directory, "node_modules", "pulumi-cloudlet"));
+  await symlink(join(repository, "node_modules", "@pulumi", "pulumi"), join(directory, "node_modules", "@pulumi", "pulumi"));
+  await writeFile(join(directory, "package.json"), JSON.stringify({ name: "program", private: true }));
+  return directory;
+}
+
+/** Offline, with a home and a backend of its own. */
+export function engineEnvironment(directory: string, engine = pulumiPath()): Record<string, string> {
+  const bin = [dirname(engine), join(repository, "node_modules", "@pulumi", "pulumi"), join(repository, "node_modules", ".bin")];
+  return {
+    PATH: [...bin, process.env["PATH"] ?? ""].join(":"),
+    PULUMI_HOME: join(directory, "home"),
+    PULUMI_BACKEND_URL: `file://${join(directory, "backend")}`,
+    PULUMI_CONFIG_PASSPHRASE: "test",
+    PULUMI_SKIP_UPDATE_CHECK: "true",
+    PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION: "true",
+  };
+}
+
+/** `CLOUDLET_PULUMI`, else what the project's own script finds or builds. */
+export function pulumiPath(): string {
+  const given = process.env["CLOUDLET_PULUMI"];
+  if (given !== undefined && given !== "") return given;
+  const script = join(repository, "tools", "setup", "engine.ts");
+  if (!existsSync(script)) throw new Error("set CLOUDLET_PULUMI to the pulumi executable");
+  return execFileSync(process.execPath, [script], { encoding: "utf8", timeout: 15 * 60_000 }).trim().split("\n").at(-1) ?? "";
+}
+
+interface Recorder {
+  onEvent(event: EngineEvent): void;
+  onOutput(text: string): void;
+}
+
+type Finished = object & { outputs?: Record<string, { value: unknown }> };
+
+async function outcome(operation: (recorder: Recorder) => Promise<Finished>): Promise<Outcome> {
+  const events: EngineEvent[] = [];
+  let text = "";
+  const record = { onEvent: (event: EngineEvent) => void events.push(event), onOutput: (chunk: string) => void (text += chunk) };
+  let finished: Finished = {};
+  let ok = true;
+  try {
+    finished = await operation(record);
+  } catch (error) {
+    ok = false;
+    text += error instanceof Error ? error.message : String(error);
+  }
+  return { ok, text, ...summary(events), outputs: Object.fromEntries(Object.entries(finished.outputs ?? {}).map(([key, { value }]) => [key, value])) };
+}
+
+function summary(events: EngineEvent[]): Pick<Outcome, "steps" | "counts" | "diagnostics" | "status"> {
+  const diagnostics = events.flatMap(({ diagnosticEvent }) => (diagnosticEvent ? [diagnosticEvent] : []));
+  return {
+    steps: events.flatMap(stepOf),
+    counts: Object.assign({}, ...events.map(({ summaryEvent }) => summaryEvent?.resourceChanges ?? {})) as Record<string, number>,
+    diagnostics: diagnostics
+      .filter(({ ephemeral }) => !ephemeral)
+      .map(({ message }) => message.replace(/<\{%[^%]*%\}>/g, ""))
+      .join(""),
+    status: diagnostics.filter(({ ephemeral }) => ephemeral === true).map(({ message }) => message.replace(/<\{%[^%]*%\}>/g, "").trim()),
+  };
+}
+
+function stepOf({ resourcePreEvent, resOutputsEvent }: EngineEvent): Step[] {
+  // a refresh says what it found only after the fact
+  const metadata = resourcePreEvent?.metadata ?? (resOutputsEvent?.metadata.op === "refresh" ? resOutputsEvent.metadata : undefined);
+  if (!metadata || metadata.type.startsWith("pulumi:")) return [];
+  if (resourcePreEvent && metadata.op === "refresh") return [];
+  const changed = metadata.detailedDiff ? Object.keys(metadata.detailedDiff) : (metadata.diffs ?? []);
+  return [
+    {
+      op: metadata.op,
+      type: metadata.type,
+      name: metadata.urn.split("::").at(-1) ?? "",
+      changed: changed.filter((key) => key !== "__provider"),
+      replacedFor: metadata.keys ?? [],
+    },
+  ];
+}

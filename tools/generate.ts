@@ -1,0 +1,43 @@
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { errorsPage, resourcePage, schemaJson } from "../provider/core/schema.ts";
+import { resources } from "../provider/index.ts";
+import { describeResource, nameOf, typeNamesOf } from "./describe.ts";
+import { typesText } from "./generateTypes.ts";
+
+const root = join(import.meta.dirname, "..");
+
+/** Every generated file with its text; `--check` compares instead of writing. */
+async function generated(): Promise<Map<string, string>> {
+  const described = resources.map(describeResource);
+  const { version, description } = JSON.parse(await readFile(join(root, "package.json"), "utf8")) as {
+    version: string;
+    description: string;
+  };
+  const names = typeNamesOf(described);
+  const files = new Map([
+    ["schema.json", `${JSON.stringify(schemaJson({ version, description }, described, names), null, 2)}\n`],
+    ["sdk/dynamic/types.ts", typesText(described)],
+    ["docs/errors.md", errorsPage()],
+  ]);
+  for (const resource of described) {
+    const name = nameOf(resource.definition);
+    files.set(`docs/resources/${name.charAt(0).toLowerCase()}${name.slice(1)}.md`, resourcePage(name, resource));
+  }
+  return files;
+}
+
+const check = process.argv.includes("--check");
+for (const [path, text] of await generated()) {
+  const file = join(root, path);
+  const before = await readFile(file, "utf8").catch(() => "");
+  if (before === text) continue;
+  if (check) {
+    console.error(`${path} is not what the schemas say; run \`npm run generate\` and commit it`);
+    process.exitCode = 1;
+    continue;
+  }
+  await mkdir(dirname(file), { recursive: true });
+  await writeFile(file, text);
+  console.log(`wrote ${path}`);
+}
