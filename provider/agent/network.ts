@@ -43,7 +43,7 @@ export class Network {
   }
 
   async #ensureBridge(): Promise<void> {
-    if (!(await bridgeExists())) await this.#run(["ip", "link", "add", subnet.bridge, "type", "bridge"], { timeoutMillis: 20_000 });
+    if (!(await bridgeExists())) await this.#run(["ip", "link", "add", subnet.bridge, "address", subnet.gatewayMac, "type", "bridge"], { timeoutMillis: 20_000 });
     await this.#run(["ip", "address", "replace", `${subnet.gateway}/${String(subnet.prefix)}`, "dev", subnet.bridge], { timeoutMillis: 20_000 });
     await this.#run(["ip", "link", "set", subnet.bridge, "up"], { timeoutMillis: 20_000 });
     await setKernel("net/ipv4/ip_forward", "1");
