@@ -8,7 +8,9 @@ export class Declarations {
     const identity = identityOf(definition, inputs);
     if (identity === undefined) return;
     const declared = this.#byToken.get(definition.token) ?? new Map<string, Declared>();
-    this.#byToken.set(definition.token, declared.set(identity, { name: String(inputs["name"] ?? identity), inputs }));
+    const name = String(inputs["name"] ?? identity);
+    // two names for one identity are two declarations that clash
+    this.#byToken.set(definition.token, declared.set(`${identity} ${name}`, { identity, name, inputs }));
   }
 
   /** The others: a resource never clashes with itself, although the engine may check it several times. */
@@ -16,8 +18,8 @@ export class Declarations {
     const self = identityOf(definition, inputs);
     return (token) => {
       const others = new Map<string, Record<string, unknown>>();
-      for (const [identity, declared] of this.#byToken.get(token) ?? []) {
-        if (token === definition.token && identity === self) continue;
+      for (const { identity, ...declared } of this.#byToken.get(token)?.values() ?? []) {
+        if (token === definition.token && identity === self && declared.name === (inputs["name"] ?? identity)) continue;
         // two clusters may each have a cloudlet of one name; the second is listed under its id
         others.set(others.has(declared.name) ? identity : declared.name, declared.inputs);
       }
@@ -27,6 +29,7 @@ export class Declarations {
 }
 
 interface Declared {
+  identity: string;
   name: string;
   inputs: Record<string, unknown>;
 }

@@ -1,0 +1,164 @@
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { checkInputs } from "../../provider/core/check.ts";
+import { Declarations } from "../../provider/core/declarations.ts";
+import { resources } from "../../provider/index.ts";
+import type { ResourceDefinition } from "../../provider/core/define.ts";
+import { CloudletError } from "../../provider/core/errors.ts";
+
+type Inputs = Record<string, unknown>;
+
+const digest = "a".repeat(64);
+const connection = { host: "192.0.2.1" };
+const owner = "project/dev";
+
+const good = {
+  EdgeCluster: { name: "faces", owner, application: "face-recognition" },
+  Node: { name: "gw1", owner, connection },
+  Hypervisor: { name: "kvm1", owner, node: "gw1", kind: "kvm", connection, nodeAddress: "192.0.2.1" },
+  Cloudlet: { name: "server", owner, cluster: "faces", hypervisor: "gw1/kvm", connection, nodeAddress: "192.0.2.1", base: { file: "base.qcow2" } },
+  Volume: { name: "data", owner, hypervisor: "gw1/kvm", connection, sizeMib: 64 },
+} satisfies Record<string, Inputs>;
+type Type = keyof typeof good;
+
+function definitionOf(type: string): ResourceDefinition {
+  const found = resources.find(({ token }) => token.endsWith(`:${type}`));
+  if (!found) throw new Error(`no resource ${type}`);
+  return found as unknown as ResourceDefinition;
+}
+
+async function check(type: string, news: Inputs, extra: { old?: Inputs; others?: [string, Inputs][] } = {}) {
+  const declarations = new Declarations();
+  const local = {
+    digestFile: async (path: string) => {
+      if (path.startsWith("missing")) throw new CloudletError("NOT_FOUND", `there is no file ${path}`, { fix: "correct the path" });
+      return digest;
+    },
+    digestDirectory: async () => digest,
+  };
+  for (const [other, inputs] of extra.others ?? []) await checkInputs(definitionOf(other), { news: inputs, declarations, local });
+  return checkInputs(definitionOf(type), { news, old: extra.old, declarations, local });
+}
+
+/** What is changed in good inputs, and the path and words that the failure must have. */
+const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { old?: Inputs; others?: [string, Inputs][] }][] = [
+  ["EdgeCluster", { application: undefined }, "application", /required|missing/i],
+  ["EdgeCluster", { application: "" }, "application", /./],
+  ["EdgeCluster", { application: 7 }, "application", /text/],
+  ["EdgeCluster", { name: "Faces" }, "name", /lower-case/],
+  ["EdgeCluster", { name: "f".repeat(41) }, "name", /40/],
+  ["EdgeCluster", { aplication: "x" }, "aplication", /application/],
+  ["Node", { connection: undefined }, "connection", /required|missing/i],
+  ["Node", { connection: {} }, "connection.host", /./],
+  ["Node", { connection: { host: "" } }, "connection.host", /./],
+  ["Node", { connection: { host: "a", port: 0 } }, "connection.port", /1/],
+  ["Node", { connection: { host: "a", port: 65536 } }, "connection.port", /65535/],
+  ["Node", { connection: { host: "a", port: "22" } }, "connection.port", /number/],
+  ["Node", { connection: { host: "a", port: 22.5 } }, "connection.port", /int|whole/i],
+  ["Node", { connection: { host: "a", hostkey: "x" } }, "connection.hostkey", /hostKey/],
+  ["Node", { connection: { host: "a", proxy: {} } }, "connection.proxy.host", /./],
+  ["Node", { connection: { host: "a", proxy: { host: "b", proxy: { host: "c" } } } }, "connection.proxy.proxy", /./],
+  ["Node", { connection: { host: "a", perDialTimeout: -1 } }, "connection.perDialTimeout", /./],
+  ["Node", { connection: "192.0.2.1" }, "connection", /object/],
+  ["Node", { install: "always" }, "install", /auto/],
+  ["Node", { onUnreachable: "ignore" }, "onUnreachable", /forget/],
+  ["Node", { name: "gw2" }, "connection.host", /same machine/, { others: [["Node", good.Node]] }],
+  ["Hypervisor", { kind: "xen" }, "kind", /kvm/],
+  ["Hypervisor", { kind: undefined }, "kind", /./],
+  ["Hypervisor", { node: undefined }, "node", /./],
+  ["Hypervisor", { node: "GW1" }, "node", /lower-case/],
+  ["Hypervisor", { kind: "kvm", lxd: { address: "https://192.0.2.1:8443", clientCertificate: "c", clientKey: "k", serverCertificate: "s" } }, "lxd", /remove/],
+  ["Hypervisor", { kind: "lxd", lxd: { address: "http://192.0.2.1", clientCertificate: "c", clientKey: "k", serverCertificate: "s" } }, "lxd.address", /https/],
+  ["Hypervisor", { name: "second", kind: "lxd" }, "node", /already has the hypervisor "kvm1"/, { others: [["Hypervisor", good.Hypervisor]] }],
+  ["Hypervisor", { name: "second" }, "node", /already has the hypervisor "kvm1"/, { others: [["Hypervisor", good.Hypervisor]] }],
+  ["Cloudlet", { cluster: undefined }, "cluster", /./],
+  ["Cloudlet", { hypervisor: "gw1" }, "hypervisor", /gw1\/kvm/],
+  ["Cloudlet", { hypervisor: "gw1/xen" }, "hypervisor", /gw1\/kvm/],
+  ["Cloudlet", { base: undefined }, "base", /./],
+  ["Cloudlet", { base: {} }, "base.file", /./],
+  ["Cloudlet", { base: { file: "missing.qcow2" } }, "base.file", /no file/],
+  ["Cloudlet", { base: { file: "base.qcow2", digest: "b".repeat(64) } }, "base.digest", /correct the digest/],
+  ["Cloudlet", { base: { file: "base.qcow2", digest: "xyz" } }, "base.digest", /SHA-256/],
+  ["Cloudlet", { state: "paused" }, "state", /suspended/],
+  ["Cloudlet", { resources: { cores: 0 } }, "resources.cores", /1/],
+  ["Cloudlet", { resources: { memoryMib: 8 } }, "resources.memoryMib", /32/],
+  ["Cloudlet", { resources: { memoryMb: 256 } }, "resources.memoryMb", /memoryMib/],
+  ["Cloudlet", { resources: { cores: 8 }, capacity: { cores: 2, memoryMib: 1024 } }, "resources.cores", /the node has 2/],
+  ["Cloudlet", { resources: { memoryMib: 4096 }, capacity: { cores: 2, memoryMib: 1024 } }, "resources.memoryMib", /the node has 1024/],
+  ["Cloudlet", { ports: [{ port: 80 }, { port: 70000 }] }, "ports[1].port", /65535/],
+  ["Cloudlet", { ports: [{ port: 80, hostPort: -1 }] }, "ports[0].hostPort", /1/],
+  ["Cloudlet", { ports: [{ port: 80, protocol: "sctp" }] }, "ports[0].protocol", /tcp/],
+  ["Cloudlet", { ports: { port: 80 } }, "ports", /array|list/],
+  ["Cloudlet", { ports: [{ port: 80 }, { port: 81, hostPort: 80 }] }, "ports[1].hostPort", /taken by ports\[0\]/],
+  ["Cloudlet", { name: "other", ports: [{ port: 80 }] }, "ports[0].hostPort", /taken by cloudlet "server"/, { others: [["Cloudlet", { ...good.Cloudlet, ports: [{ port: 8080, hostPort: 80 }] }]] }],
+  ["Cloudlet", { files: [{ path: "etc/app", content: "" }] }, "files[0].path", /absolute/],
+  ["Cloudlet", { files: [{ path: "/etc/app", content: "x".repeat(1024 * 1024 + 1) }] }, "files[0].content", /./],
+  ["Cloudlet", { environment: { "NOT-A-NAME": "x" } }, 'environment["NOT-A-NAME"]', /letters/],
+  ["Cloudlet", { environment: { A: 1 } }, "environment.A", /text/],
+  ["Cloudlet", { stateFiles: ["var/lib"] }, "stateFiles[0]", /absolute/],
+  ["Cloudlet", { volumes: [{ volume: "data", path: "data" }] }, "volumes[0].path", /absolute/],
+  ["Cloudlet", { volumes: [{ volume: "data", path: "/d" }, { volume: "more", path: "/d" }] }, "volumes[1].path", /twice/],
+  ["Cloudlet", { hypervisor: "gw2/kvm", volumes: [{ volume: "data", path: "/d" }] }, "volumes[0].volume", /follows its cloudlet/, { others: [["Volume", good.Volume]] }],
+  ["Cloudlet", { ready: {} }, "ready", /exactly one/],
+  ["Cloudlet", { ready: { tcp: 80, log: "up" } }, "ready", /exactly one/],
+  ["Cloudlet", { ready: { log: "(" } }, "ready.log", /regular expression/],
+  ["Cloudlet", { ready: { http: { port: 80, path: "index" } } }, "ready.http.path", /\//],
+  ["Cloudlet", { ready: { tcp: 80, timeoutSeconds: 0 } }, "ready.timeoutSeconds", /1/],
+  ["Cloudlet", { hypervisor: "gw1/lxd", userData: "#!/bin/sh" }, "userData", /has no "userData"/],
+  ["Cloudlet", { build: { context: "app", start: "./run" } }, "build", /has no "build"/],
+  ["Cloudlet", { application: "games" }, "application", /serves "face-recognition"/, { others: [["EdgeCluster", good.EdgeCluster]] }],
+  ["Cloudlet", { hypervisor: "gw1/lxd" }, "base", /image for kvm/, { old: { ...good.Cloudlet, base: { file: "base.qcow2", digest } } }],
+  ["Cloudlet", { hypervisor: "gw1/lxd" }, "stateFiles", /carries only state files/, { old: { ...good.Cloudlet, base: { file: "old", digest: "c".repeat(64) } } }],
+  ["Volume", { sizeMib: 4 }, "sizeMib", /8/],
+  ["Volume", { sizeMib: 32 }, "sizeMib", /only grows/, { old: good.Volume }],
+  ["Volume", { retainOnDelete: "yes" }, "retainOnDelete", /true|boolean/],
+];
+
+describe("bad input", () => {
+  it.each(bad.map((row) => [`${row[0]} ${JSON.stringify(row[1]).slice(0, 100)}`, row] as const))("of %s is a failure with its path", async (_title, [type, change, path, words, extra]) => {
+    const news: Inputs = { ...good[type], ...change };
+    for (const [key, value] of Object.entries(news)) if (value === undefined) delete news[key];
+    const { issues } = await check(type, news, extra);
+    expect(issues.map((issue) => issue.path)).toContain(path);
+    expect(issues.find((issue) => issue.path === path)?.message).toMatch(words);
+  });
+
+  it("covers at least forty cases, and the good inputs pass", async () => {
+    expect(bad.length).toBeGreaterThanOrEqual(40);
+    for (const [type, inputs] of Object.entries(good)) expect((await check(type, inputs)).issues).toEqual([]);
+  });
+
+  it("never quotes a secret in a message", async () => {
+    const secret = "hunter2-canary";
+    for (const change of [{ password: secret, port: "x" }, { privateKey: secret, hst: 1 }, { privateKeyPassword: { a: secret } }]) {
+      const { issues } = await check("Node", { ...good.Node, connection: { host: "a", ...change } });
+      expect(issues.length).toBeGreaterThan(0);
+      expect(JSON.stringify(issues)).not.toContain(secret);
+    }
+  });
+});
+
+describe("any JSON at all", () => {
+  const unknown = "04da6b54-80e4-46f7-96ec-b56ff0331ba9";
+  it.each(resources.map(({ token }) => token))("is a failure with a path, or passes: %s", async (token) => {
+    const type = token.split(":")[2] ?? "";
+    const fields = Object.keys(definitionOf(type).inputs.shape);
+    const value = fc.oneof(fc.jsonValue({ maxDepth: 3 }), fc.constant(unknown));
+    const inputs = fc.oneof(
+      fc.dictionary(fc.string(), value),
+      fc.dictionary(fc.constantFrom(...fields), value),
+      fc.tuple(fc.constantFrom(...fields), value).map(([field, changed]) => ({ ...good[type as Type], [field]: changed })),
+    );
+    await fc.assert(
+      fc.asyncProperty(inputs, async (news) => {
+        const { issues } = await check(type, news as Inputs);
+        for (const { path, message } of issues) {
+          expect(typeof path).toBe("string");
+          expect(message.length).toBeGreaterThan(0);
+          expect(message).not.toContain("BUG");
+        }
+      }),
+      { numRuns: 150 },
+    );
+  });
+});
