@@ -55,8 +55,9 @@ function vendorScript(guest: Pick<Guest, "spec" | "volumes">): string {
       ...environment.map(([name, value]) => `${name}="${value.replace(/[\\"$`]/g, "\\$&")}"`),
       "# cloudlet end",
     ]),
-    ...guest.spec.files.flatMap((file) => writeFileLines(file)),
+    // volumes first: a file may lie on one
     ...guest.volumes.flatMap((volume) => mountLines(volume)),
+    ...guest.spec.files.flatMap((file) => writeFileLines(file)),
     "",
   ].join("\n");
 }
