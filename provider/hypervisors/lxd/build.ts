@@ -79,7 +79,7 @@ async function unpack(files: Files, from: { tar: string; version: string }, prog
   await makeDirectory(files, from.version, { uid: 0, gid: 0, mode: 0o755 });
   for await (const entry of readTar(createReadStream(from.tar))) {
     progress.signal.throwIfAborted();
-    await unpackEntry(files, entry, progress, from.version);
+    await unpackEntry(files, entry, { below: from.version, progress });
     entry.resume();
   }
 }

@@ -11,7 +11,7 @@ import { execute } from "./exec.ts";
 import { readTail, type Files } from "./files.ts";
 import { releaseImage, removeImages } from "./images.ts";
 import { environmentKey, keys, stateOf } from "./mapping.ts";
-import { exportBackup, importBackup, partName } from "./parts.ts";
+import { exportBackup, importBackup, partName, removeExports } from "./parts.ts";
 import { ensurePool, removePool } from "./pool.ts";
 import {
   change,
@@ -37,35 +37,12 @@ export interface LxdDriverOptions {
 }
 
 /** System containers by LXD's REST API. */
-export function createLxdDriver({ root, rest }: LxdDriverOptions): Driver {
-  const start = async (guest: Guest, progress: Progress) => {
-    const instance = await mustHave(rest, guest, progress.signal);
-    const state = stateOf(instance);
-    if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });
-    if (state === "stopped") {
-      await readConsole(rest, guest, true);
-      await syncVolumes(guest, instance);
-      await setConfig(rest, guest, { config: { [keys.environment]: environmentKey(guest.spec) }, progress });
-      await change(rest, guest, { action: "start", progress });
-    }
-    if (guest.spec.build !== undefined) await startBuild(rest, guest, { fresh: state === "stopped", progress });
-  };
-  const stop = async (guest: Guest, progress: Progress) => {
-    const state = stateOf(await mustHave(rest, guest, progress.signal));
-    if (state === "stopped") return;
-    await readConsole(rest, guest, false);
-    if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });
-    await change(rest, guest, { action: "stop", progress });
-  };
-
+export function createLxdDriver(options: LxdDriverOptions): Driver {
+  const { root, rest } = options;
   return {
     kind: "lxd",
     async describe() {
-      const server = await ask(
-        rest,
-        { method: "GET", path: "/1.0", what: "ask for its version" },
-        z.object({ environment: z.object({ server_version: z.string() }).optional(), auth: z.string() }),
-      );
+      const server = await ask(rest, { method: "GET", path: "/1.0", what: "ask for its version" }, serverSchema);
       if (server.auth !== "trusted" || server.environment === undefined) {
         throw new CloudletError("UNAUTHORIZED", `${rest.label} does not trust this client`, {
           fix: "add the client certificate with `lxc config trust add`",
@@ -73,40 +50,79 @@ export function createLxdDriver({ root, rest }: LxdDriverOptions): Driver {
       }
       return { version: server.environment.server_version, accelerator: "none" };
     },
+    ...life(options),
+    ...inside(rest),
+    ...copies(options),
+    createVolume: (hostPath) => createVolume(hostPath),
+    readVolume: (hostPath) => readVolume(hostPath),
+    writeVolume: (...[hostPath, , tar, progress]) => writeVolume(hostPath, tar, progress),
+    async uninstall(progress) {
+      await removeImages(rest, () => true, progress);
+      await removePool(rest, root, progress);
+      await rm(join(root, "lxd-images"), { recursive: true, force: true });
+    },
+  };
+}
+
+const serverSchema = z.object({ environment: z.object({ server_version: z.string() }).optional(), auth: z.string() });
+
+function life({ root, rest }: LxdDriverOptions): Pick<Driver, "observe" | "ensure" | "start" | "stop" | "suspend" | "remove"> {
+  return {
     async observe(guest) {
       const instance = await findOurs(rest, guest);
       return instance && stateOf(instance);
     },
     ensure: (guest, progress) => ensureInstance(rest, guest, { root, progress }),
-    start,
-    stop,
+    start: (guest, progress) => start(rest, guest, progress),
+    async stop(guest, progress) {
+      const state = stateOf(await mustHave(rest, guest, progress.signal));
+      if (state === "stopped") return;
+      await readConsole(rest, guest, false);
+      if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });
+      await change(rest, guest, { action: "stop", progress });
+    },
     async suspend(guest, progress) {
       const state = stateOf(await mustHave(rest, guest, progress.signal));
-      if (state === "stopped")
+      if (state === "stopped") {
         throw new CloudletError("REFUSED", `${guest.name} is stopped, so it cannot be suspended`, { fix: "start it first" });
+      }
       if (state === "running") await change(rest, guest, { action: "freeze", progress });
     },
     async remove(guest, progress) {
       await removeInstance(rest, guest, progress);
+      await removeExports(guest);
+      await rm(join(guest.directory, "console.log"), { force: true });
       await inTurn(imagesTurn, () => releaseImage(rest, guest.spec.base.digest, progress));
     },
-    snapshot: (guest, name, progress) => takeSnapshot(rest, guest, { name, progress }),
-    async restore(guest, name, progress) {
-      const wasRunning = await restoreSnapshot(rest, guest, { name, progress });
-      if (wasRunning) await start(guest, progress);
-    },
+  };
+}
+
+function inside(rest: Rest): Pick<Driver, "exec" | "log"> {
+  return {
     async exec(guest, command, options) {
       const state = stateOf(await mustHave(rest, guest, options.signal));
-      if (state !== "running")
+      if (state !== "running") {
         throw new CloudletError("REFUSED", `${guest.name} is ${state}, so nothing can run in it`, { fix: "start it first" });
+      }
       return await execute(rest, { guest: guest.name, command, ...options });
     },
     async log(guest, lines) {
-      const instance = await mustHave(rest, guest);
-      const stopped = stateOf(instance) === "stopped";
+      const stopped = stateOf(await mustHave(rest, guest)) === "stopped";
       const content = await readConsole(rest, guest, stopped);
       const app = guest.spec.build === undefined ? "" : await readTail({ rest, guest: guest.name }, appLog, 65_536);
       return lastLines(app === "" ? content : `${content.replace(/\n*$/, "\n")}${app}`, lines);
+    },
+  };
+}
+
+type Copies = Pick<Driver, "snapshot" | "restore" | "exportParts" | "importParts" | "exportState" | "importState">;
+
+function copies({ root, rest }: LxdDriverOptions): Copies {
+  return {
+    snapshot: (guest, name, progress) => takeSnapshot(rest, guest, { name, progress }),
+    async restore(guest, name, progress) {
+      const wasRunning = await restoreSnapshot(rest, guest, { name, progress });
+      if (wasRunning) await start(rest, guest, progress);
     },
     async exportParts(guest, progress) {
       mustBeStopped(guest, stateOf(await mustHave(rest, guest, progress.signal)));
@@ -124,22 +140,26 @@ export function createLxdDriver({ root, rest }: LxdDriverOptions): Driver {
     },
     async exportState(guest, progress) {
       const state = stateOf(await mustHave(rest, guest, progress.signal));
-      const path = await quiesced(rest, guest, { state, progress });
-      return readOnce(path);
+      return readOnce(await quiesced(rest, guest, { state, progress }));
     },
     async importState(guest, tar, progress) {
       mustBeStopped(guest, stateOf(await mustHave(rest, guest, progress.signal)));
       await unpackState(filesOf(rest, guest, progress), guest, { tar, progress });
     },
-    createVolume: (hostPath) => createVolume(hostPath),
-    readVolume: (hostPath) => readVolume(hostPath),
-    writeVolume: (hostPath, _sizeMib, tar, progress) => writeVolume(hostPath, tar, progress),
-    async uninstall(progress) {
-      await removeImages(rest, () => true, progress);
-      await removePool(rest, root, progress);
-      await rm(join(root, "lxd-images"), { recursive: true, force: true });
-    },
   };
+}
+
+async function start(rest: Rest, guest: Guest, progress: Progress): Promise<void> {
+  const instance = await mustHave(rest, guest, progress.signal);
+  const state = stateOf(instance);
+  if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });
+  if (state === "stopped") {
+    await readConsole(rest, guest, true);
+    await syncVolumes(guest, instance);
+    await setConfig(rest, guest, { config: { [keys.environment]: environmentKey(guest.spec) }, progress });
+    await change(rest, guest, { action: "start", progress });
+  }
+  if (guest.spec.build !== undefined) await startBuild(rest, guest, { fresh: state === "stopped", progress });
 }
 
 /** A start of the container starts the application, too; the version that is declared, if that is not yet there. */

@@ -1,4 +1,3 @@
-import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { CloudletError } from "../../core/errors.ts";
 import type { Rest } from "../../transport/types.ts";
@@ -10,7 +9,6 @@ import { makeParents, writeFile } from "./files.ts";
 import { ensureImage } from "./images.ts";
 import { buildKey, environmentKey, filesKey, isOurs, keys, merge, rootIdOf, stateOf, toLxd, type Config } from "./mapping.ts";
 import { deadlines, perform, waitOf } from "./operations.ts";
-import { removeExports } from "./parts.ts";
 import { ensurePool } from "./pool.ts";
 import { inTurn } from "./turns.ts";
 import { shiftVolume } from "./volumes.ts";
@@ -128,8 +126,6 @@ export async function removeInstance(rest: Rest, guest: Guest, progress: Progres
       waitOf(progress, deadlines.remove),
     );
   }
-  await removeExports(guest);
-  await rm(join(guest.directory, "console.log"), { force: true });
 }
 
 async function makeInstance(rest: Rest, guest: Guest, { root, progress }: { root: string; progress: Progress }): Promise<void> {

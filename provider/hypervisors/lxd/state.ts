@@ -44,7 +44,7 @@ export async function unpackState(files: Files, guest: Guest, source: { tar: Rea
   for (const stateFile of guest.spec.stateFiles) await removeTree(files, stateFile.replace(/(.)\/+$/, "$1"));
   for await (const entry of readTar(source.tar)) {
     source.progress.signal.throwIfAborted();
-    await unpackEntry(files, entry, source.progress);
+    await unpackEntry(files, entry, { below: "/", progress: source.progress });
     entry.resume();
   }
 }
@@ -67,7 +67,11 @@ async function packPath(tar: Pack, files: Files, at: { path: string; progress: P
 }
 
 /** Files API for one tar entry; also how a build's files get into a container. */
-export async function unpackEntry(files: Files, entry: TarEntry, progress: Progress, below = "/"): Promise<void> {
+export async function unpackEntry(
+  files: Files,
+  entry: TarEntry,
+  { below, progress }: { below: string; progress: Progress },
+): Promise<void> {
   const { header } = entry;
   const path = inside(below, header.name);
   const attributes = { uid: header.uid ?? 0, gid: header.gid ?? 0, mode: header.mode ?? 0o644 };
