@@ -109,8 +109,8 @@ async function decommission(host: RemoteHost, { facts, record }: { facts: NodeFa
   const { signal } = context;
   const agent = facts.node === undefined || facts.agentDigest === undefined ? undefined : `${facts.node.path} ${agentFile}`;
   if (agent !== undefined) {
-    const cloudlets = (await host.run(`${agent} cloudlets`, { signal })).trim().split("\n").filter(Boolean);
-    if (cloudlets.length > 0) throw new CloudletError("REFUSED", `cloudlets are on ${host.label}: ${cloudlets.join(", ")}`, { fix: "remove or move them first" });
+    const remaining = (await host.run(`${agent} remaining`, { signal })).trim().split("\n").filter(Boolean);
+    if (remaining.length > 0) throw new CloudletError("REFUSED", `${host.label} still has ${remaining.join(", ")}`, { fix: "remove or move them first" });
   }
   context.status(`stopping the agent on ${host.label}`);
   await host.run(`if [ -e ${unitFile} ] || [ -e ${initFile} ]; then ${serviceCommand("stop", facts.systemd)}; fi`, { signal });

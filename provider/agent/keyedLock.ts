@@ -6,19 +6,19 @@ export class KeyedLock {
     return this.#tails.has(key);
   }
 
-  /** Takes all keys (in one fixed order, so that two callers never wait for each other), runs, and gives them back. */
+  /** Queues for all keys at once (so that two callers never wait for each other), runs, and gives them back. */
   async run<T>(keys: string | string[], work: () => Promise<T>, signal?: AbortSignal): Promise<T> {
-    const wanted = [...new Set(typeof keys === "string" ? [keys] : keys)].sort();
-    const releases: (() => void)[] = [];
+    const places = [...new Set(typeof keys === "string" ? [keys] : keys)].map((key) => this.#queue(key));
     try {
-      for (const key of wanted) releases.push(await this.#take(key, signal));
+      await untilAborted(Promise.all(places.map((place) => place.before)), signal);
       return await work();
     } finally {
-      for (const release of releases.reverse()) release();
+      // one that gave up lets those behind it wait for those in front only
+      for (const place of places) place.release();
     }
   }
 
-  async #take(key: string, signal: AbortSignal | undefined): Promise<() => void> {
+  #queue(key: string): { before: Promise<void>; release(): void } {
     const before = this.#tails.get(key) ?? Promise.resolve();
     let release = (): void => undefined;
     const held = new Promise<void>((resolve) => (release = resolve));
@@ -27,24 +27,20 @@ export class KeyedLock {
     void tail.then(() => {
       if (this.#tails.get(key) === tail) this.#tails.delete(key);
     });
-    try {
-      await untilAborted(before, signal);
-    } catch (error) {
-      // the place in the queue is given up; whoever is behind waits for those in front only
-      release();
-      throw error;
-    }
-    return release;
+    return { before, release };
   }
 }
 
-function untilAborted(wait: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
+function untilAborted(wait: Promise<unknown>, signal: AbortSignal | undefined): Promise<unknown> {
   if (signal === undefined) return wait;
-  return new Promise((resolve, reject) => {
+  return new Promise<void>((resolve, reject) => {
     const onAbort = (): void => {
       reject(signal.reason instanceof Error ? signal.reason : new Error("cancelled"));
     };
-    if (signal.aborted) return onAbort();
+    if (signal.aborted) {
+      onAbort();
+      return;
+    }
     signal.addEventListener("abort", onAbort, { once: true });
     void wait.then(() => {
       signal.removeEventListener("abort", onAbort);

@@ -18,7 +18,7 @@ const help = `cloudlet agent: runs on an edge gateway and looks after its cloudl
 
 usage: agent [serve]         listen on ${paths.socket}
        agent bridge SOCKET   connect standard input and output to a unix socket
-       agent cloudlets       print the ids of the cloudlets on this node, one per line
+       agent remaining       print the cloudlets and volumes on this node, one per line
        agent teardown        remove bridge, rules and hypervisor set-up; the agent must not be running
        agent --version       print the digest of this program
        agent --help
@@ -36,7 +36,7 @@ const crashAt = process.env.CLOUDLET_CRASH_AT;
 async function main([command = "serve", ...rest]: string[]): Promise<void> {
   if (command === "serve") return serveUntilSignal();
   if (command === "bridge" && rest[0] !== undefined) return bridge(rest[0]);
-  if (command === "cloudlets") return void process.stdout.write((await remaining(await services())).map((id) => `${id}\n`).join(""));
+  if (command === "remaining") return void process.stdout.write((await remaining(await services())).map((id) => `${id}\n`).join(""));
   if (command === "teardown") return tearDown();
   if (command === "--version") return void process.stdout.write(`${digest()}\n`);
   process.stdout.write(help);

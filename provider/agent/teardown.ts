@@ -2,15 +2,17 @@ import { CloudletError } from "../core/errors.ts";
 import type { JobContext } from "./jobs.ts";
 import type { Services } from "./services.ts";
 
-/** Ids of cloudlets that keep a node from being decommissioned. */
+/** Cloudlets and volumes that keep a node from being decommissioned. Retained data does not. */
 export async function remaining(services: Services): Promise<string[]> {
-  return (await services.records.list()).filter((record) => record.ownership.role !== "released").map((record) => record.spec.id);
+  const cloudlets = (await services.records.list()).filter((record) => record.ownership.role !== "released");
+  const volumes = (await services.volumes.list()).filter((record) => record.place === "here");
+  return [...cloudlets.map((record) => `cloudlet ${record.spec.id}`), ...volumes.map((record) => `volume ${record.spec.id}`)];
 }
 
 /** Removes what the agent put on the node outside its own directory. The agent must not be running. */
 export async function teardown(services: Services, context: JobContext): Promise<void> {
   const ids = await remaining(services);
-  if (ids.length > 0) throw new CloudletError("REFUSED", `cloudlets are on this node: ${ids.join(", ")}`, { fix: "remove or move them first" });
+  if (ids.length > 0) throw new CloudletError("REFUSED", `this node still has ${ids.join(", ")}`, { fix: "remove or move them first" });
   await services.hypervisors.uninstall(context);
   context.status("removing the guests' network");
   await services.network.teardown();
