@@ -126,7 +126,7 @@ async function kill({ channel, abandon, closed }: RemoteCommand, access: Access,
   await Promise.race([filter.announced, closed, pause(killMillis, undefined, { ref: false })]);
   if (filter.number !== undefined && access.link.alive) {
     const group = `-- -${String(filter.number)}`;
-    const script = `kill -TERM ${group}; for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 ${group} || exit 0; sleep 0.1; done; kill -KILL ${group}`;
+    const script = `kill -s TERM ${group}; for i in 1 2 3 4 5 6 7 8 9 10; do kill -s 0 ${group} || exit 0; sleep 0.1; done; kill -s KILL ${group}`;
     await finished(access, script).catch(() => undefined);
   }
   channel.close();
