@@ -25,6 +25,7 @@ import {
   syncInstance,
   syncVolumes,
 } from "./instances.ts";
+import { settle } from "./operations.ts";
 import { packState, readOnce, unpackState } from "./state.ts";
 import { createVolume, readVolume, writeVolume } from "./volumes.ts";
 import { inTurn } from "./turns.ts";
@@ -75,6 +76,7 @@ function life({ root, rest }: LxdDriverOptions): Pick<Driver, "observe" | "ensur
     ensure: (guest, progress) => ensureInstance(rest, guest, { root, progress }),
     start: (guest, progress) => start(rest, guest, progress),
     async stop(guest, progress) {
+      await settle(rest, guest.name, progress);
       const state = stateOf(await mustHave(rest, guest, progress.signal));
       if (state === "stopped") return;
       await readConsole(rest, guest, false);
@@ -125,10 +127,12 @@ function copies({ root, rest }: LxdDriverOptions): Copies {
       if (wasRunning) await start(rest, guest, progress);
     },
     async exportParts(guest, progress) {
+      await settle(rest, guest.name, progress);
       mustBeStopped(guest, stateOf(await mustHave(rest, guest, progress.signal)));
       return await exportBackup(rest, guest, progress);
     },
     async importParts(guest, directory, progress) {
+      await settle(rest, guest.name, progress);
       const present = await findOurs(rest, guest, progress.signal);
       if (present !== undefined) {
         // what an interrupted import left: the parts are the truth
@@ -150,6 +154,7 @@ function copies({ root, rest }: LxdDriverOptions): Copies {
 }
 
 async function start(rest: Rest, guest: Guest, progress: Progress): Promise<void> {
+  await settle(rest, guest.name, progress);
   const instance = await mustHave(rest, guest, progress.signal);
   const state = stateOf(instance);
   if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });

@@ -8,7 +8,7 @@ import { readConsole } from "./console.ts";
 import { makeParents, writeFile } from "./files.ts";
 import { ensureImage } from "./images.ts";
 import { buildKey, environmentKey, filesKey, isOurs, keys, merge, rootIdOf, stateOf, toLxd, type Config } from "./mapping.ts";
-import { deadlines, perform, waitOf } from "./operations.ts";
+import { deadlines, perform, settle, waitOf } from "./operations.ts";
 import { ensurePool } from "./pool.ts";
 import { inTurn } from "./turns.ts";
 import { shiftVolume } from "./volumes.ts";
@@ -38,6 +38,7 @@ export async function ensureInstance(
   guest: Guest,
   { root, progress }: { root: string; progress: Progress },
 ): Promise<{ restartNeeded: boolean }> {
+  await settle(rest, guest.name, progress);
   const present = await findInstance(rest, guest.name, progress.signal);
   if (present !== undefined && !isOurs(present, guest.spec)) {
     throw new CloudletError("CONFLICT", `${rest.label} has a container ${guest.name} that is not ${guest.spec.id}`, {
@@ -117,6 +118,7 @@ export async function change(
 }
 
 export async function removeInstance(rest: Rest, guest: Guest, progress: Progress): Promise<void> {
+  await settle(rest, guest.name, progress);
   const instance = await findOurs(rest, guest, progress.signal);
   if (instance !== undefined) {
     if (stateOf(instance) !== "stopped") await change(rest, guest, { action: "kill", progress });

@@ -77,6 +77,29 @@ export async function finish(rest: Rest, operation: { path: string; what: string
   }
 }
 
+const runningSchema = z.object({
+  running: z
+    .array(z.object({ id: z.string(), description: z.string(), resources: z.record(z.string(), z.array(z.string()).nullish()).nullish() }))
+    .optional(),
+});
+
+/** Waits for work on a container that an earlier, interrupted call has begun; commands that run in it are no such work. */
+export async function settle(rest: Rest, name: string, progress: Progress): Promise<void> {
+  const what = `finish earlier work on ${name}`;
+  const found = await ask(rest, { method: "GET", path: "/1.0/operations?recursion=1", what, signal: progress.signal }, runningSchema);
+  for (const operation of found.running ?? []) {
+    if (operation.description === "Executing command" || operation.resources?.instances?.includes(`/1.0/instances/${name}`) !== true)
+      continue;
+    progress.status(`waiting for LXD on ${name}: ${operation.description}`);
+    try {
+      await finish(rest, { path: `/1.0/operations/${operation.id}`, what }, waitOf(progress, deadlines.backup));
+    } catch (error) {
+      // how it ended is seen by looking at the container; whether LXD answers at all, too
+      if (!(error instanceof CloudletError) || error.code !== "UNREACHABLE") throw error;
+    }
+  }
+}
+
 /** What LXD says about how far it is: `Unpack: 40% (20MB/s)`. */
 export function progressText(operation: Operation): string | undefined {
   for (const [key, value] of Object.entries(operation.metadata ?? {})) {

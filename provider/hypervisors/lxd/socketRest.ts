@@ -7,6 +7,7 @@ import type { PeerCertificate } from "node:tls";
 import { CloudletError } from "../../core/errors.ts";
 import type { Rest, RestRequest, RestResponse } from "../../transport/types.ts";
 
+const otherCertificate = "compare the fingerprint on the node, then set the server certificate";
 const sockets = ["/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.socket"];
 
 /** Where LXD listens on this machine: Debian's package, or the snap. */
@@ -41,7 +42,7 @@ export function restOverTls(settings: TlsSettings, label: string): Rest {
     shown.fingerprint256 === pinned
       ? undefined
       : new CloudletError("HOST_KEY", `${label} shows another certificate than the pinned one: ${shown.fingerprint256}`, {
-          fix: "compare the fingerprint on the node, then set the server certificate",
+          fix: otherCertificate,
         });
   return createRest(label, (options) =>
     httpsRequest({
@@ -138,8 +139,16 @@ function flatten(response: IncomingMessage): Record<string, string> {
   return headers;
 }
 
+const distrusted = /^(DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|CERT_)/;
+
 function translate(label: string, cause: unknown): CloudletError {
   if (cause instanceof CloudletError) return cause;
   const text = cause instanceof Error ? cause.message : String(cause);
+  if (cause instanceof Error && "code" in cause && typeof cause.code === "string" && distrusted.test(cause.code)) {
+    return new CloudletError("HOST_KEY", `${label} shows another certificate than the pinned one: ${text}`, {
+      cause,
+      fix: otherCertificate,
+    });
+  }
   return new CloudletError("UNREACHABLE", `${label} cannot be reached: ${text}`, { cause });
 }

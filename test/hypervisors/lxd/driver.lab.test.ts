@@ -1,10 +1,13 @@
-import { statSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { buffer } from "node:stream/consumers";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { codeOf } from "../../../provider/core/errors.ts";
 import type { InstanceSpec } from "../../../provider/agent/protocol.ts";
+import { createLxdDriver } from "../../../provider/hypervisors/lxd/driver.ts";
+import { restOverTls } from "../../../provider/hypervisors/lxd/socketRest.ts";
 import type { Driver, Guest } from "../../../provider/hypervisors/types.ts";
 import { driverContract } from "../../contracts/driver.ts";
 import { run } from "../../lab/run.ts";
@@ -156,6 +159,31 @@ describe("the LXD driver", () => {
     await driver.remove(guest, progress);
   });
 
+  it("converges when a call that was cut off at any moment is made again", async () => {
+    const guest = await bench.guest("cut", { files: [{ path: "/etc/x", content: "eA==", mode: 0o600 }] });
+    const kept = join(bench.root, "cut-parts");
+    await mkdir(kept);
+    const life = async (signal: AbortSignal) => {
+      const cuttable = { signal, status: () => undefined };
+      await driver.ensure(guest, cuttable);
+      await driver.start(guest, cuttable);
+      await driver.stop(guest, cuttable);
+      await driver.exportParts(guest, cuttable);
+      await run(["cp", join(guest.directory, "export/container.tar"), kept]);
+      await driver.importParts(guest, kept, cuttable);
+    };
+    for (let millis = 10; millis < 1_500; millis += 90) {
+      await life(AbortSignal.timeout(millis)).catch((error: unknown) => expect(["ABORTED", "BUG"]).toContain(codeOf(error)));
+      await driver.ensure(guest, progress);
+      expect(["running", "stopped"]).toContain(await driver.observe(guest));
+      await driver.remove(guest, progress);
+      expect(await bench.lab.hosts.gw.run("lxc list -f csv -c n | grep -c ^test-cut || true")).toBe("0\n");
+    }
+    await life(progress.signal);
+    expect(await driver.observe(guest)).toBe("stopped");
+    await driver.remove(guest, progress);
+  });
+
   it("makes a pool of its own where LXD has none, and takes it away again", async () => {
     await driver.remove(await bench.guest("app"), progress);
     await driver.uninstall(progress);
@@ -194,6 +222,29 @@ describe("the LXD driver", () => {
     console.log(`${String(statSync(join(kept, "container.tar")).size)} bytes;`, times);
     await driver.remove(guest, progress);
     expect(times.start).toBeLessThan(5_000);
+  });
+
+  it("reaches a remote LXD by pinned certificates, and no other one", async () => {
+    const at = (name: string) => join(bench.root, name);
+    for (const name of ["client", "other"]) {
+      const subject = ["-subj", `/CN=${name}`, "-keyout", at(`${name}.key`), "-out", at(`${name}.crt`)];
+      await run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", ...subject]);
+    }
+    await bench.lab.hosts.gw.run("lxc config set core.https_address :8443");
+    const read = (path: string) => readFileSync(path, "utf8");
+    const settings = {
+      address: `${bench.lab.hosts.gw.address}:8443`,
+      clientCertificate: read(at("client.crt")),
+      clientKey: read(at("client.key")),
+      serverCertificate: await bench.lab.hosts.gw.run("cat /var/lib/lxd/server.crt"),
+    };
+    const remote = createLxdDriver({ root: bench.root, rest: restOverTls(settings, "remote LXD") });
+    await expect(remote.describe()).rejects.toMatchObject({ code: "UNAUTHORIZED" });
+    await bench.lab.hosts.gw.run(`lxc config trust add ${at("client.crt")}`);
+    expect((await remote.describe()).accelerator).toBe("none");
+    expect(await remote.observe(await bench.guest("any"))).toBeUndefined();
+    const wrong = restOverTls({ ...settings, serverCertificate: read(at("other.crt")) }, "remote LXD");
+    await expect(createLxdDriver({ root: bench.root, rest: wrong }).describe()).rejects.toMatchObject({ code: "HOST_KEY" });
   });
 
   it("says UNREACHABLE while the daemon is down", async () => {
