@@ -1,9 +1,10 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { format, resolveConfig } from "prettier";
 import { errorsPage, resourcePage, schemaJson } from "../provider/core/schema.ts";
 import { resources } from "../provider/index.ts";
 import { describeResource, nameOf, typeNamesOf } from "./describe.ts";
-import { typesText } from "./generateTypes.ts";
+import { inputsFile, propertiesFile, typesText } from "./generateTypes.ts";
 
 const root = join(import.meta.dirname, "..");
 
@@ -18,6 +19,8 @@ async function generated(): Promise<Map<string, string>> {
   const files = new Map([
     ["schema.json", `${JSON.stringify(schemaJson({ version, description }, described, names), null, 2)}\n`],
     ["sdk/dynamic/types.ts", typesText(described)],
+    ["sdk/dynamic/inputs.ts", inputsFile(described)],
+    ["sdk/dynamic/properties.ts", propertiesFile(described)],
     ["docs/errors.md", errorsPage()],
   ]);
   for (const resource of described) {
@@ -28,8 +31,9 @@ async function generated(): Promise<Map<string, string>> {
 }
 
 const check = process.argv.includes("--check");
-for (const [path, text] of await generated()) {
+for (const [path, unformatted] of await generated()) {
   const file = join(root, path);
+  const text = await format(unformatted, { ...(await resolveConfig(file)), filepath: file });
   const before = await readFile(file, "utf8").catch(() => "");
   if (before === text) continue;
   if (check) {

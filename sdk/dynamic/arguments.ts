@@ -1,5 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
-import type { Traits } from "./types.ts";
+import type { Traits } from "./properties.ts";
 
 /** What the base class gets: the arguments with their secrets marked, the name's default, the owner, and every output's name. */
 export function propertiesOf(traits: Traits, name: string, args: object): pulumi.Inputs {
@@ -20,8 +20,8 @@ export function optionsOf(traits: Traits, options: pulumi.CustomResourceOptions 
 function marked(value: unknown, paths: string[][]): unknown {
   if (paths.length === 0 || value === undefined || value === null) return value;
   if (paths.some((path) => path.length === 0)) return pulumi.secret(value);
-  if (pulumi.Output.isInstance(value) || value instanceof Promise) {
-    return pulumi.output<unknown>(value).apply((plain) => (holdsSecret(plain, paths) ? pulumi.secret(plain) : plain));
+  if (isDeferred(value)) {
+    return pulumi.output(value).apply((plain) => (holdsSecret(plain, paths) ? pulumi.secret(plain) : plain));
   }
   if (Array.isArray(value)) return value.map((item: unknown) => marked(item, below(paths, "*")));
   if (typeof value !== "object") return value;
@@ -33,6 +33,10 @@ function holdsSecret(value: unknown, paths: string[][]): boolean {
   if (paths.some((path) => path.length === 0)) return true;
   if (typeof value !== "object") return false;
   return Object.entries(value).some(([key, item]) => holdsSecret(item, [...below(paths, key), ...below(paths, "*")]));
+}
+
+function isDeferred(value: unknown): value is Promise<object> {
+  return pulumi.Output.isInstance(value) || value instanceof Promise;
 }
 
 function below(paths: string[][], step: string): string[][] {

@@ -12,15 +12,15 @@ export interface ExecResult {
 export interface ExecOptions {
   /** Program and arguments; no shell is involved. */
   command: string[];
-  /** Sent to the command's standard input. */
-  stdin?: string | undefined;
+  /** Environment of the command, besides the cloudlet's own. */
+  environment?: Record<string, string> | undefined;
   /** Seconds after which the command is ended. Default 60. */
   timeoutSeconds?: number | undefined;
 }
 
 /** Runs a command in a cloudlet. A non-zero exit code is a result, not an error. In a preview nothing runs and the result is unknown. */
 export function execInCloudlet(cloudlet: Cloudlet, options: ExecOptions): pulumi.Output<ExecResult> {
-  return onCloudlet(cloudlet, ({ exec }, connection, id) => exec(connection, id, options));
+  return onCloudlet(cloudlet, ({ exec }, connection, id) => exec(connection, id, { command: options.command, timeoutSeconds: options.timeoutSeconds ?? 60, ...(options.environment && { environment: options.environment }) }));
 }
 
 /** The last lines of a cloudlet's console. */
@@ -43,13 +43,16 @@ export function restartCloudlet(cloudlet: Cloudlet): pulumi.Output<void> {
   return onCloudlet(cloudlet, ({ restart }, connection, id) => restart(connection, id));
 }
 
-type Functions = ReturnType<typeof require>["cloudletFunctions"];
+type Functions = ReturnType<typeof require>["functions"];
 type Connection = Parameters<Functions["restart"]>[0];
+
+// pulumi exports its marker of an unknown result without a type
+const unknown: unknown = Reflect.get(pulumi, "unknown");
 
 function onCloudlet<T>(cloudlet: Cloudlet, call: (functions: Functions, connection: Connection, id: string) => Promise<T>): pulumi.Output<T> {
   const result = pulumi.all([cloudlet.connection, cloudlet.id]).apply(([connection, id]) => {
-    if (pulumi.runtime.isDryRun()) return undefined;
-    return call(require("pulumi-cloudlet/hooks").cloudletFunctions, connection, id);
+    if (pulumi.runtime.isDryRun()) return unknown;
+    return call(require("pulumi-cloudlet/hooks").functions, connection, id);
   });
   return result as pulumi.Output<T>;
 }

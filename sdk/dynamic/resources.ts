@@ -1,8 +1,9 @@
 import * as pulumi from "@pulumi/pulumi";
 import { optionsOf, propertiesOf } from "./arguments.ts";
 import { providers } from "./providers.ts";
-import { traits, type CloudletInputs, type ConnectionArgs, type EdgeClusterInputs, type HypervisorInputs, type NodeInputs, type VolumeInputs } from "./types.ts";
-import { CloudletProperties, EdgeClusterProperties, HypervisorProperties, NodeProperties, VolumeProperties } from "./types.ts";
+import { CloudletProperties, EdgeClusterProperties, HypervisorProperties, NodeProperties, traits, VolumeProperties } from "./properties.ts";
+import type { CloudletInputs, EdgeClusterInputs, HypervisorInputs, NodeInputs, VolumeInputs } from "./inputs.ts";
+import type { ConnectionArgs } from "./types.ts";
 
 export type EdgeClusterArgs = EdgeClusterInputs;
 export type NodeArgs = NodeInputs;

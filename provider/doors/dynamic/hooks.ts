@@ -1,3 +1,4 @@
+import { cloudletFunctions } from "../../functions/cloudletFunctions.ts";
 import { resources } from "../../index.ts";
 import { openContext, run } from "../../runtime.ts";
 import { reportToEngine } from "./engineLog.ts";
@@ -9,3 +10,6 @@ export const hooksOf = dynamicHooks({
   ...run,
   open: (subject) => openContext(reportToEngine(subject)),
 });
+
+/** The SDK's functions, run in the program's own process. */
+export const functions = cloudletFunctions(() => openContext({ status: () => undefined, warn: (text) => console.warn(text) }));
