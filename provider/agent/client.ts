@@ -60,9 +60,9 @@ async function runJob<V extends Verb>(rest: Rest, { verb, args }: { verb: V; arg
   const path = `/v1/jobs/${encodeURIComponent(id)}`;
   const timeout = AbortSignal.timeout(options.timeoutMillis ?? jobMillis);
   const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
-  const follower = { next: 0, onEvent: options.onEvent };
+  const follower: Follower = { next: 0, lost: false, onEvent: options.onEvent };
   try {
-    const end = await persist(signal, async (attempt) => {
+    const end = await persist(follower, signal, async (attempt) => {
       // after a lost connection the job most likely still runs, or has ended: look before asking again
       if (attempt > 0) {
         const ended = await follow(rest, path, { follower, signal }).catch(unlessMissing);
@@ -83,17 +83,18 @@ async function runJob<V extends Verb>(rest: Rest, { verb, args }: { verb: V; arg
     await call(rest, { method: "DELETE", path }, { timeoutMillis: 5_000 }).catch(() => undefined);
     const what = `${verb} on ${rest.label}`;
     if (options.signal?.aborted === true) throw new CloudletError("ABORTED", `${what} was cancelled`, { cause: error });
-    throw new CloudletError(codeOf(error) === "UNREACHABLE" ? "UNREACHABLE" : "TIMEOUT", `${what} did not end within ${String(Math.round((options.timeoutMillis ?? jobMillis) / 1000))} s`, { cause: error });
+    throw new CloudletError(follower.lost ? "UNREACHABLE" : "TIMEOUT", `${what} did not end within ${String(Math.round((options.timeoutMillis ?? jobMillis) / 1000))} s`, { cause: error });
   }
 }
 
-/** Tries again while the connection is lost, until the deadline. The first failure to connect at all counts at once. */
-async function persist<T>(signal: AbortSignal, attempt: (count: number) => Promise<T>): Promise<T> {
+/** Tries again while the connection is lost: about a minute, and never past the deadline. */
+async function persist<T>(follower: Follower, signal: AbortSignal, attempt: (count: number) => Promise<T>): Promise<T> {
   for (let count = 0; ; count++) {
     try {
       return await attempt(count);
     } catch (error) {
       if (signal.aborted || codeOf(error) !== "UNREACHABLE") throw error;
+      follower.lost = true;
       if (count >= pauseMillis.length * 4) throw error;
       await sleep(pauseMillis[Math.min(count, pauseMillis.length - 1)], undefined, { signal });
     }
@@ -106,6 +107,8 @@ type JobEnd = { value: unknown } | { error: CloudletError };
 interface Follower {
   /** Sequence number of the next event that was not seen yet. */
   next: number;
+  /** Whether the agent did not answer when it was asked last. */
+  lost: boolean;
   onEvent: CallOptions["onEvent"];
 }
 
@@ -113,6 +116,7 @@ interface Follower {
 async function follow(rest: Rest, path: string, { follower, signal }: { follower: Follower; signal: AbortSignal }): Promise<JobEnd | undefined> {
   const response = await send(rest, { method: "GET", path: `${path}/events?from=${String(follower.next)}` }, { signal, timeoutMillis: silenceMillis });
   if (response.status !== 200) throw errorOf(rest, response.status, await textOf(rest, response));
+  follower.lost = false;
   for await (const event of eventsOf(rest, response.body)) {
     follower.next = event.seq + 1;
     follower.onEvent?.(event);

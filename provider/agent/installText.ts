@@ -117,7 +117,7 @@ export function requiredPackages(facts: Pick<NodeFacts, "node" | "lxd">, kinds: 
 
 /** Packages that apt says it is going to install, from `apt-get -s install`. */
 export function plannedPackages(simulation: string): string[] {
-  return [...simulation.matchAll(/^Inst (\S+)(?! \[)/gm)].map((match) => match[1] ?? "").filter((name) => name !== "");
+  return [...simulation.matchAll(/^Inst (\S+) (?!\[)/gm)].map((match) => match[1] ?? "").filter((name) => name !== "");
 }
 
 export function missingFrom(required: readonly string[], installed: ReadonlySet<string>): string[] {
