@@ -53,11 +53,20 @@ async function openAgent(host: RemoteHost, watch: Pick<Context, "signal" | "stat
   return connectAgent(host, rest, { ...watch, bundle: bundle() });
 }
 
-async function openLxd(connection: ConnectionSettings, remote: Parameters<Context["lxd"]>[1], open: (connection: ConnectionSettings) => Promise<RemoteHost>): Promise<Rest> {
+async function openLxd(
+  connection: ConnectionSettings,
+  remote: Parameters<Context["lxd"]>[1],
+  open: (connection: ConnectionSettings) => Promise<RemoteHost>,
+): Promise<Rest> {
   if (remote) return shared(`lxd ${JSON.stringify(remote)}`, () => restOverHttps({ ...remote, label: `LXD at ${remote.address}` }));
   const host = await open(connection);
-  const found = (await host.run(`for socket in ${lxdSockets.join(" ")}; do [ -S "$socket" ] && echo "$socket"; done; true`)).trim().split("\n")[0];
-  if (!found) throw new CloudletError("NOT_FOUND", `${host.label} has no LXD listening`, { fix: "start LXD there, or let the Hypervisor install it" });
+  const found = (await host.run(`for socket in ${lxdSockets.join(" ")}; do [ -S "$socket" ] && echo "$socket"; done; true`))
+    .trim()
+    .split("\n")[0];
+  if (!found)
+    throw new CloudletError("NOT_FOUND", `${host.label} has no LXD listening`, {
+      fix: "start LXD there, or let the Hypervisor install it",
+    });
   return shared(`lxd ${host.label} ${found}`, () => restOverSsh(host, found, `LXD on ${host.label}`));
 }
 

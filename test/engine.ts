@@ -127,7 +127,12 @@ export function pulumiPath(): string {
   if (given !== undefined && given !== "") return given;
   const script = join(repository, "tools", "setup", "engine.ts");
   if (!existsSync(script)) throw new Error("set CLOUDLET_PULUMI to the pulumi executable");
-  return execFileSync(process.execPath, [script], { encoding: "utf8", timeout: 15 * 60_000 }).trim().split("\n").at(-1) ?? "";
+  return (
+    execFileSync(process.execPath, [script], { encoding: "utf8", timeout: 15 * 60_000 })
+      .trim()
+      .split("\n")
+      .at(-1) ?? ""
+  );
 }
 
 interface Recorder {
@@ -149,7 +154,12 @@ async function outcome(operation: (recorder: Recorder) => Promise<Finished>): Pr
     ok = false;
     text += error instanceof Error ? error.message : String(error);
   }
-  return { ok, text, ...summary(events), outputs: Object.fromEntries(Object.entries(finished.outputs ?? {}).map(([key, { value }]) => [key, value])) };
+  return {
+    ok,
+    text,
+    ...summary(events),
+    outputs: Object.fromEntries(Object.entries(finished.outputs ?? {}).map(([key, { value }]) => [key, value])),
+  };
 }
 
 function summary(events: EngineEvent[]): Pick<Outcome, "steps" | "counts" | "diagnostics" | "status"> {

@@ -38,7 +38,10 @@ function importText(names: Names, bodies: string, suffix: string): string {
 type Names = ReadonlyMap<object, string>;
 
 function plainText(name: string, fields: Field[], names: Names): string {
-  const lines = fields.map((field) => `${doc(field)}  ${field.name}${field.required || field.fallback !== undefined ? "" : "?"}: ${typeText(field.type, { names, form: "plain" })};\n`);
+  const lines = fields.map(
+    (field) =>
+      `${doc(field)}  ${field.name}${field.required || field.fallback !== undefined ? "" : "?"}: ${typeText(field.type, { names, form: "plain" })};\n`,
+  );
   return `export interface ${name} {\n${lines.join("")}}\n`;
 }
 
@@ -51,7 +54,9 @@ function argsText(name: string, fields: Field[], names: Names): string {
 }
 
 function inputsText({ definition, inputs }: Described, names: Names): string {
-  const fields = inputs.filter(({ meta }) => !meta.internal).map((field) => (field.name === "name" ? { ...field, required: false } : field));
+  const fields = inputs
+    .filter(({ meta }) => !meta.internal)
+    .map((field) => (field.name === "name" ? { ...field, required: false } : field));
   return argsText(`${nameOf(definition)}Inputs`, fields, names);
 }
 

@@ -50,6 +50,10 @@ function knownFields(inputs: Record<string, unknown>): Record<string, unknown> {
 }
 
 function withoutCheckOnly(definition: ResourceDefinition, inputs: Record<string, unknown>): Record<string, unknown> {
-  const dropped = new Set(fieldsOf(definition.inputs).filter(({ meta }) => meta.checkOnly).map(({ name }) => name));
+  const dropped = new Set(
+    fieldsOf(definition.inputs)
+      .filter(({ meta }) => meta.checkOnly)
+      .map(({ name }) => name),
+  );
   return Object.fromEntries(Object.entries(inputs).filter(([name]) => !dropped.has(name)));
 }

@@ -11,7 +11,9 @@ export interface Change {
 
 /** How what is wanted differs from what is there, by the input fields alone: outputs and foreign keys are not looked at. */
 export function diffInputs(inputs: z.ZodObject, have: Record<string, unknown>, want: Record<string, unknown>): Change[] {
-  return fieldsOf(inputs).flatMap((field) => diffField(field, { have: have[field.name], want: want[field.name] }, { path: [field.name], replaces: false }));
+  return fieldsOf(inputs).flatMap((field) =>
+    diffField(field, { have: have[field.name], want: want[field.name] }, { path: [field.name], replaces: false }),
+  );
 }
 
 interface Pair {

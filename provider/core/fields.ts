@@ -36,7 +36,11 @@ export function asSchema(value: unknown): z.ZodType {
 
 function innerOf(schema: z.ZodType): z.ZodType | undefined {
   const wrapped =
-    schema instanceof z.ZodOptional || schema instanceof z.ZodDefault || schema instanceof z.ZodPrefault || schema instanceof z.ZodNullable || schema instanceof z.ZodReadonly;
+    schema instanceof z.ZodOptional ||
+    schema instanceof z.ZodDefault ||
+    schema instanceof z.ZodPrefault ||
+    schema instanceof z.ZodNullable ||
+    schema instanceof z.ZodReadonly;
   if (wrapped) return asSchema(schema.unwrap());
   return schema instanceof z.ZodPipe ? asSchema(schema.in) : undefined;
 }

@@ -12,7 +12,7 @@ export function issueText(issue: ZodIssue): string {
 export function didYouMean(word: string, known: readonly string[]): string {
   const near = known
     .map((candidate) => ({ candidate, distance: editDistance(word.toLowerCase(), candidate.toLowerCase()) }))
-    .filter(({ candidate, distance }) => distance <= Math.max(1, Math.floor(Math.max(word.length, candidate.length) / 3)))
+    .filter(({ candidate, distance }) => distance <= Math.ceil(Math.max(word.length, candidate.length) / 3))
     .sort((a, b) => a.distance - b.distance)[0];
   return near ? ` (did you mean "${near.candidate}"?)` : "";
 }

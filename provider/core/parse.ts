@@ -31,7 +31,8 @@ function parseParts(schema: z.ZodType, raw: unknown, path: PropertyPath): Parsed
   if (schema instanceof z.ZodObject && isRecord(raw)) {
     const foreign = Object.keys(raw).filter((key) => !(key in schema.shape));
     const parts = Object.entries(schema.shape).map(([key, field]) => [key, parseAt(asSchema(field), raw[key], [...path, key])] as const);
-    const rejected = schema.def.catchall instanceof z.ZodNever ? foreign.map((key) => foreignKey(key, Object.keys(schema.shape), path)) : [];
+    const rejected =
+      schema.def.catchall instanceof z.ZodNever ? foreign.map((key) => foreignKey(key, Object.keys(schema.shape), path)) : [];
     return { value: fromParts(parts), issues: [...parts.flatMap(([, part]) => part.issues), ...rejected] };
   }
   if (schema instanceof z.ZodRecord && isRecord(raw)) {
@@ -49,7 +50,13 @@ function parseParts(schema: z.ZodType, raw: unknown, path: PropertyPath): Parsed
 }
 
 function isComposite(schema: z.ZodType): boolean {
-  return schema instanceof z.ZodUnion || schema instanceof z.ZodTuple || schema instanceof z.ZodIntersection || schema instanceof z.ZodAny || schema instanceof z.ZodUnknown;
+  return (
+    schema instanceof z.ZodUnion ||
+    schema instanceof z.ZodTuple ||
+    schema instanceof z.ZodIntersection ||
+    schema instanceof z.ZodAny ||
+    schema instanceof z.ZodUnknown
+  );
 }
 
 function fromParts(parts: readonly (readonly [string, Parsed])[]): Record<string, unknown> {
@@ -64,7 +71,21 @@ function toIssues(issue: z.core.$ZodIssue, at: { schema: z.ZodType; path: Proper
     const known = owner instanceof z.ZodObject ? Object.keys(owner.shape) : [];
     return issue.keys.map((key) => foreignKey(key, known, path));
   }
+  const allowed = issue.code === "invalid_union" ? discriminators(at.schema, inner) : [];
+  if (allowed.length > 0)
+    return [{ path: formatPath(path), message: `must be ${allowed.map((value) => JSON.stringify(value)).join(" or ")}; use one of these` }];
   return [{ path: formatPath(path), message: issueText(issue) }];
+}
+
+/** What the field that tells a union's forms apart may be, where `path` leads to that field. */
+function discriminators(schema: z.ZodType, path: PropertyPath): unknown[] {
+  const key = String(path.at(-1));
+  const union = schemaAt(schema, path.slice(0, -1));
+  if (!(union instanceof z.ZodDiscriminatedUnion) || union.def.discriminator !== key) return [];
+  return union.options.flatMap((option: unknown) => {
+    const field: unknown = option instanceof z.ZodObject ? option.shape[key] : undefined;
+    return field instanceof z.ZodLiteral ? [...field.values] : [];
+  });
 }
 
 function foreignKey(key: string, known: string[], path: PropertyPath): Issue {

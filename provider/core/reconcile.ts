@@ -25,7 +25,11 @@ export async function create(definition: ResourceDefinition, inputs: State, cont
   return { id, state: await reconcile(definition, { id, inputs, old: undefined }, context) };
 }
 
-export async function update(definition: ResourceDefinition, change: { id: string; inputs: State; old: State }, context: Context): Promise<State> {
+export async function update(
+  definition: ResourceDefinition,
+  change: { id: string; inputs: State; old: State },
+  context: Context,
+): Promise<State> {
   return reconcile(definition, { ...change, old: withDefaults(definition, change.old) }, context);
 }
 
@@ -65,9 +69,13 @@ async function reconcile(definition: ResourceDefinition, { id, inputs, old }: Ta
   const observed = await definition.observe(known, context).catch((error: unknown) => {
     throw new PartialFailure({ id, state: known }, [describeError(error)], error);
   });
-  if (observed === undefined) throw new PartialFailure({ id, state: known }, [`${definition.token} "${id}" was applied and is not there; run \`pulumi up\` again [PARTIAL]`]);
+  if (observed === undefined)
+    throw new PartialFailure({ id, state: known }, [
+      `${definition.token} "${id}" was applied and is not there; run \`pulumi up\` again [PARTIAL]`,
+    ]);
   const reasons = diffInputs(definition.inputs, observed, inputs).map(
-    ({ path }) => `${path} still differs from what was declared after it was applied; run \`pulumi up\` again, and read the node's log if it stays so [PARTIAL]`,
+    ({ path }) =>
+      `${path} still differs from what was declared after it was applied; run \`pulumi up\` again, and read the node's log if it stays so [PARTIAL]`,
   );
   if (reasons.length > 0) throw new PartialFailure({ id, state: observed }, reasons);
   return observed;
@@ -75,7 +83,9 @@ async function reconcile(definition: ResourceDefinition, { id, inputs, old }: Ta
 
 /** A state that an older version wrote lacks the fields that are new since. */
 function withDefaults(definition: ResourceDefinition, state: State): State {
-  const missing = fieldsOf(definition.inputs).filter(({ name, fallback }) => fallback !== undefined && (state[name] === undefined || state[name] === null));
+  const missing = fieldsOf(definition.inputs).filter(
+    ({ name, fallback }) => fallback !== undefined && (state[name] === undefined || state[name] === null),
+  );
   return { ...state, ...Object.fromEntries(missing.map(({ name, fallback }) => [name, fallback])) };
 }
 

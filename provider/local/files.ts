@@ -28,7 +28,10 @@ export const digests: Pick<CheckContext, "digestFile" | "digestDirectory"> = {
 
 async function statOf(path: string): ReturnType<typeof stat> {
   return stat(path).catch((error: unknown) => {
-    throw new CloudletError("NOT_FOUND", `${path} is not on this machine`, { cause: error, fix: "correct the path; relative ones start at the program's directory" });
+    throw new CloudletError("NOT_FOUND", `${path} is not on this machine`, {
+      cause: error,
+      fix: "correct the path; relative ones start at the program's directory",
+    });
   });
 }
 

@@ -20,7 +20,13 @@ export interface ExecOptions {
 
 /** Runs a command in a cloudlet. A non-zero exit code is a result, not an error. In a preview nothing runs and the result is unknown. */
 export function execInCloudlet(cloudlet: Cloudlet, options: ExecOptions): pulumi.Output<ExecResult> {
-  return onCloudlet(cloudlet, ({ exec }, connection, id) => exec(connection, id, { command: options.command, timeoutSeconds: options.timeoutSeconds ?? 60, ...(options.environment && { environment: options.environment }) }));
+  return onCloudlet(cloudlet, ({ exec }, connection, id) =>
+    exec(connection, id, {
+      command: options.command,
+      timeoutSeconds: options.timeoutSeconds ?? 60,
+      ...(options.environment && { environment: options.environment }),
+    }),
+  );
 }
 
 /** The last lines of a cloudlet's console. */
@@ -49,7 +55,10 @@ type Connection = Parameters<Functions["restart"]>[0];
 // pulumi exports its marker of an unknown result without a type
 const unknown: unknown = Reflect.get(pulumi, "unknown");
 
-function onCloudlet<T>(cloudlet: Cloudlet, call: (functions: Functions, connection: Connection, id: string) => Promise<T>): pulumi.Output<T> {
+function onCloudlet<T>(
+  cloudlet: Cloudlet,
+  call: (functions: Functions, connection: Connection, id: string) => Promise<T>,
+): pulumi.Output<T> {
   const result = pulumi.all([cloudlet.connection, cloudlet.id]).apply(([connection, id]) => {
     if (pulumi.runtime.isDryRun()) return unknown;
     return call(require("pulumi-cloudlet/hooks").functions, connection, id);

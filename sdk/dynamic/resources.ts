@@ -40,7 +40,14 @@ export class EdgeCluster extends EdgeClusterProperties {
   static readonly __pulumiType = "pulumi-nodejs:dynamic/cloudlet:EdgeCluster";
 
   constructor(name: string, args: EdgeClusterArgs, options?: pulumi.CustomResourceOptions) {
-    super(providers.EdgeCluster, name, propertiesOf(traits.EdgeCluster, name, args), optionsOf(traits.EdgeCluster, options), "cloudlet", "EdgeCluster");
+    super(
+      providers.EdgeCluster,
+      name,
+      propertiesOf(traits.EdgeCluster, name, args),
+      optionsOf(traits.EdgeCluster, options),
+      "cloudlet",
+      "EdgeCluster",
+    );
   }
 }
 
@@ -59,7 +66,14 @@ export class Hypervisor extends HypervisorProperties {
 
   constructor(name: string, args: HypervisorArgs, options?: pulumi.CustomResourceOptions) {
     const given = { ...reachByNode(args.node), ...defined(args), node: args.node instanceof Node ? args.node.name : args.node };
-    super(providers.Hypervisor, name, propertiesOf(traits.Hypervisor, name, given), optionsOf(traits.Hypervisor, options), "cloudlet", "Hypervisor");
+    super(
+      providers.Hypervisor,
+      name,
+      propertiesOf(traits.Hypervisor, name, given),
+      optionsOf(traits.Hypervisor, options),
+      "cloudlet",
+      "Hypervisor",
+    );
   }
 }
 
@@ -78,7 +92,14 @@ export class Cloudlet extends CloudletProperties {
       hypervisor: hypervisorId(hypervisor),
       volumes: volumes?.map(({ volume, path }) => ({ volume: volume instanceof Volume ? volume.name : volume, path })),
     };
-    super(providers.Cloudlet, name, propertiesOf(traits.Cloudlet, name, given), optionsOf(traits.Cloudlet, options), "cloudlet", "Cloudlet");
+    super(
+      providers.Cloudlet,
+      name,
+      propertiesOf(traits.Cloudlet, name, given),
+      optionsOf(traits.Cloudlet, options),
+      "cloudlet",
+      "Cloudlet",
+    );
   }
 }
 

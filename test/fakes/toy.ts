@@ -11,10 +11,16 @@ import { dynamicHooks } from "../../provider/doors/dynamic/translate.ts";
 
 const inputs = z.strictObject({
   folder: z.string().describe("Stands for the node.").meta({ replaces: true }),
-  name: z.string().regex(/^[a-z]+$/, "must be lower-case letters").meta({ replaces: true }),
+  name: z
+    .string()
+    .regex(/^[a-z]+$/, "must be lower-case letters")
+    .meta({ replaces: true }),
   content: z.string().default("empty").describe("Text."),
   tags: z.array(z.string()).default([]).meta({ set: true }),
-  ports: z.array(z.strictObject({ port: z.int().min(1).max(65535), hostPort: z.int().optional() })).default([]).meta({ set: true }),
+  ports: z
+    .array(z.strictObject({ port: z.int().min(1).max(65535), hostPort: z.int().optional() }))
+    .default([])
+    .meta({ set: true }),
   login: z.strictObject({ user: z.string().default("root"), password: z.string().optional().meta({ secret: true }) }).optional(),
   /** Makes apply fail after the file was written. */
   breaks: z.boolean().default(false),
@@ -30,7 +36,11 @@ export const toy = defineResource({
   identity: ({ name }) => name,
   constraints: ({ content, name }, { declared }) => [
     ...(content === "forbidden" ? [{ path: "content", message: "is forbidden; choose another" }] : []),
-    ...[...declared("cloudlet:index:Toy")].flatMap(([other, theirs]) => (theirs["content"] === content && content === "unique" ? [{ path: "content", message: `${String(name)} has what ${other} has; change one` }] : [])),
+    ...[...declared("cloudlet:index:Toy")].flatMap(([other, theirs]) =>
+      theirs["content"] === content && content === "unique"
+        ? [{ path: "content", message: `${String(name)} has what ${other} has; change one` }]
+        : [],
+    ),
   ],
   async observe(known, context) {
     await context.host({ host: known.folder });
@@ -63,7 +73,10 @@ export function toyContext(report: Pick<Context, "status" | "warn">): Context {
     agent: absent,
     lxd: absent,
     commission: { apply: absent, observe: absent, remove: absent },
-    host: ({ host }) => (existsSync(host) ? Promise.resolve({ label: host } as never) : Promise.reject(new CloudletError("UNREACHABLE", `${host} does not answer`))),
+    host: ({ host }) =>
+      existsSync(host)
+        ? Promise.resolve({ label: host } as never)
+        : Promise.reject(new CloudletError("UNREACHABLE", `${host} does not answer`)),
   };
 }
 

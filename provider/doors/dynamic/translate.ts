@@ -21,7 +21,10 @@ export interface DynamicDoor {
 export function dynamicHooks({ definitions, declarations, digests, open }: DynamicDoor) {
   const find = (token: string): ResourceDefinition => {
     const found = definitions.find((definition) => definition.token === token);
-    if (!found) throw new CloudletError("BUG", `this version of pulumi-cloudlet has no ${token}`, { fix: "install the version that made this resource, or a newer one" });
+    if (!found)
+      throw new CloudletError("BUG", `this version of pulumi-cloudlet has no ${token}`, {
+        fix: "install the version that made this resource, or a newer one",
+      });
     return found;
   };
 
