@@ -154,7 +154,7 @@ async function ssh(lab: Lab<"gw1">, user: string, command: string): Promise<stri
 type Name = "gw1" | "gw2" | "subscriber";
 
 async function reaches(lab: Lab<Name>, from: Name, to: Name): Promise<boolean> {
-  return (await lab.hosts[from].exec(["busybox", "ping", "-c", "1", "-w", "1", lab.hosts[to].address])).exitCode === 0;
+  return (await lab.hosts[from].exec(["busybox", "ping", "-c", "1", "-W", "1", lab.hosts[to].address])).exitCode === 0;
 }
 
 /** Mbit/s of 4 MiB over TCP. */

@@ -1,0 +1,39 @@
+# Each target does its own set-up, once. `make help` lists them.
+SHELL := /bin/bash
+node := node_modules/.bin/node
+export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
+
+.PHONY: help demo test check build lab lab-down clean modules machine engine
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: machine modules engine build ## show a stateful application that follows its subscriber from gateway to gateway
+	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) tools/demo.ts
+
+test: machine modules engine check build ## run everything, the lab's tests included (root)
+	@PULUMI_ENGINE="$$(tools/engine/build)" npm run --silent test:lab
+
+check: modules ## types, lint, style, unit tests, generated files equal (no root)
+	@npm run --silent check
+
+build: modules ## make dist/
+	@npm run --silent build
+
+lab: machine modules build ## start a lab of four hosts and leave it running (root)
+	@$(node) test/lab/cli.ts up
+
+lab-down: modules ## take the lab down
+	@$(node) test/lab/cli.ts down
+
+clean: ## remove what was built here (caches outside the work tree stay)
+	@rm -rf dist .lab *.tgz
+
+modules:
+	@tools/setup/modules
+
+machine:
+	@tools/setup/machine
+
+engine: machine
+	@tools/engine/build >/dev/null
