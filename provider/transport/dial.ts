@@ -41,7 +41,8 @@ async function attemptOffers(target: Target, signal: AbortSignal): Promise<Link>
 }
 
 async function attemptOnce(target: Target, algorithms: string[], signal: AbortSignal): Promise<Link> {
-  const { socket, footing } = target.via === undefined ? await openSocket(target, signal) : await throughBastion(target, target.via, signal);
+  const { socket, footing } =
+    target.via === undefined ? await openSocket(target, signal) : await throughBastion(target, target.via, signal);
   try {
     return new Link(target.label, await handshake(target, { socket, algorithms, signal }), footing);
   } catch (error) {
@@ -67,10 +68,17 @@ function connected(socket: Socket, target: Target, signal: AbortSignal): Promise
       reject(error);
     };
     const onAbort = (): void => settle(cancelled(target));
-    const timer = setTimeout(() => settle(new CloudletError("UNREACHABLE", `${target.label} did not answer within ${String(target.timeoutMillis / 1000)} s`)), target.timeoutMillis);
+    const timer = setTimeout(
+      () => settle(new CloudletError("UNREACHABLE", `${target.label} did not answer within ${String(target.timeoutMillis / 1000)} s`)),
+      target.timeoutMillis,
+    );
     signal.addEventListener("abort", onAbort, { once: true });
     socket.once("connect", () => settle());
-    socket.on("error", (cause: NodeJS.ErrnoException) => settle(new CloudletError("UNREACHABLE", `${target.label} cannot be reached: ${reasons[cause.code ?? ""] ?? cause.message}`, { cause })));
+    socket.on("error", (cause: NodeJS.ErrnoException) =>
+      settle(
+        new CloudletError("UNREACHABLE", `${target.label} cannot be reached: ${reasons[cause.code ?? ""] ?? cause.message}`, { cause }),
+      ),
+    );
   });
 }
 
@@ -91,7 +99,11 @@ async function throughBastion(target: Target, bastion: Target, signal: AbortSign
   } catch (cause) {
     link.end();
     if (signal.aborted) throw cancelled(target);
-    const why = timeout.aborted ? `it did not answer within ${String(target.timeoutMillis / 1000)} s` : cause instanceof Error ? cause.message : String(cause);
+    const why = timeout.aborted
+      ? `it did not answer within ${String(target.timeoutMillis / 1000)} s`
+      : cause instanceof Error
+        ? cause.message
+        : String(cause);
     throw new CloudletError("UNREACHABLE", `${target.label} cannot be reached through the bastion ${bastion.label}: ${why}`, { cause });
   }
 }

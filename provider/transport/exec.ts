@@ -27,9 +27,15 @@ export async function execute(access: Access, command: string, options: ExecOpti
     return await follow(running, { access, options, signal: deadline.signal });
   } catch (error) {
     if (options.signal?.aborted) throw new CloudletError("ABORTED", `a command on ${label} was cancelled`);
-    if (deadline.signal.aborted) throw new CloudletError("TIMEOUT", `a command on ${label} did not end within ${String(timeoutMillis)} ms${error instanceof OutputError ? error.tail : ""}`);
+    if (deadline.signal.aborted)
+      throw new CloudletError(
+        "TIMEOUT",
+        `a command on ${label} did not end within ${String(timeoutMillis)} ms${error instanceof OutputError ? error.tail : ""}`,
+      );
     if (error instanceof CloudletError) throw error;
-    throw new CloudletError("UNREACHABLE", `${label} did not run a command: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+    throw new CloudletError("UNREACHABLE", `${label} did not run a command: ${error instanceof Error ? error.message : String(error)}`, {
+      cause: error,
+    });
   } finally {
     deadline.clear();
   }
@@ -98,7 +104,12 @@ function follow(command: RemoteCommand, { access, options, signal }: Running): P
       stderr.add(group.rest());
       const code = exitCode();
       if (stopped !== undefined) reject(stopped);
-      else if (code === undefined) reject(access.link.alive ? new CloudletError("UNREACHABLE", `${access.link.label} closed a command without an exit code`) : access.link.lostError());
+      else if (code === undefined)
+        reject(
+          access.link.alive
+            ? new CloudletError("UNREACHABLE", `${access.link.label} closed a command without an exit code`)
+            : access.link.lostError(),
+        );
       else resolve({ stdout: stdout.text(), stderr: stderr.text(), exitCode: code });
     });
     feed(channel, options.stdin, stop);
@@ -112,7 +123,9 @@ function feed(channel: SshChannel, input: ExecOptions["stdin"], stop: (error: Er
     channel.end(input ?? "");
     return;
   }
-  input.on("error", (error) => stop(new CloudletError("FAILED", `the input of a command cannot be read: ${error.message}`, { cause: error })));
+  input.on("error", (error) =>
+    stop(new CloudletError("FAILED", `the input of a command cannot be read: ${error.message}`, { cause: error })),
+  );
   channel.on("close", () => {
     input.unpipe(channel);
     input.destroy();
@@ -126,7 +139,8 @@ async function kill({ channel, abandon, closed }: RemoteCommand, access: Access,
   await Promise.race([filter.announced, closed, pause(killMillis, undefined, { ref: false })]);
   if (filter.number !== undefined && access.link.alive) {
     const group = `-- -${String(filter.number)}`;
-    const script = `kill -s TERM ${group}; for i in 1 2 3 4 5 6 7 8 9 10; do kill -s 0 ${group} || exit 0; sleep 0.1; done; kill -s KILL ${group}`;
+    const gone = `for i in 1 2 3 4 5 6 7 8 9 10; do kill -s 0 ${group} || exit 0; sleep 0.1; done`;
+    const script = `kill -s TERM ${group}; ${gone}; kill -s KILL ${group}; ${gone}`;
     await finished(access, script).catch(() => undefined);
   }
   channel.close();
@@ -145,7 +159,7 @@ async function finished(access: Access, script: string): Promise<void> {
   await closed;
 }
 
-/** Takes the announcement out of stderr; what comes before it (sudo's warnings) stays. */
+/** Takes the announcement out of stderr, with what login and sudo say before the command: that belongs to it only where it never starts. */
 class GroupFilter {
   number: number | undefined;
   readonly announced: Promise<void>;
@@ -163,7 +177,7 @@ class GroupFilter {
     if (match === null) return Buffer.alloc(0);
     this.number = Number(match[1]);
     this.#tell();
-    const rest = Buffer.concat([this.#held.subarray(0, match.index), this.#held.subarray(match.index + match[0].length)]);
+    const rest = this.#held.subarray(match.index + match[0].length);
     this.#held = Buffer.alloc(0);
     return rest;
   }

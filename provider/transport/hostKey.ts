@@ -96,12 +96,20 @@ export function hostKeyError({ label, host, port, key, trust }: Presented): Clou
   const accept = `set connection.hostKey to "${type} ${blob}", or add this line to known_hosts: ${line}`;
   const compare = "compare the fingerprint on the node's own console (for f in /etc/ssh/ssh_host_*_key.pub; do ssh-keygen -lf $f; done)";
   if (verdict === "unknown") {
-    return new CloudletError("HOST_KEY", `the SSH host key of ${label} is unknown: ${seen} (looked in ${trust.source})`, { fix: `${compare}, then ${accept}` });
+    return new CloudletError("HOST_KEY", `the SSH host key of ${label} is unknown: ${seen} (looked in ${trust.source})`, {
+      fix: `${compare}, then ${accept}`,
+    });
   }
-  const expected = trust.accepted.map((pin) => ("blob" in pin ? fingerprintOf(Buffer.from(pin.blob, "base64")) : pin.fingerprint)).join(" or ");
-  return new CloudletError("HOST_KEY", `the SSH host key of ${label} has changed: it presents ${seen}, ${trust.source} says ${expected}; somebody may be in between, or the node was installed anew`, {
-    fix: `${compare}; if it is right, remove the old key (ssh-keygen -R '${name}') and ${accept}`,
-  });
+  const expected = trust.accepted
+    .map((pin) => ("blob" in pin ? fingerprintOf(Buffer.from(pin.blob, "base64")) : pin.fingerprint))
+    .join(" or ");
+  return new CloudletError(
+    "HOST_KEY",
+    `the SSH host key of ${label} has changed: it presents ${seen}, ${trust.source} says ${expected}; somebody may be in between, or the node was installed anew`,
+    {
+      fix: `${compare}; if it is right, remove the old key (ssh-keygen -R '${name}') and ${accept}`,
+    },
+  );
 }
 
 const families = [["ssh-ed25519"], ["ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"], ["rsa-sha2-512", "rsa-sha2-256"]];
@@ -147,6 +155,9 @@ function matchesHash(pattern: string, name: string): boolean {
 
 function matchesWildcard(pattern: string, name: string): boolean {
   // brackets are literal: they belong to [host]:port
-  const source = pattern.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*+/g, ".*").replace(/\?/g, ".");
+  const source = pattern
+    .replace(/[.+^${}()|[\]\\]/g, "\\$&")
+    .replace(/\*+/g, ".*")
+    .replace(/\?/g, ".");
   return new RegExp(`^${source}$`, "s").test(name);
 }

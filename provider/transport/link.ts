@@ -97,12 +97,23 @@ export class Link {
 
   async listen(accept: (stream: Duplex) => void): Promise<{ port: number; close(): Promise<void> }> {
     const port = await new Promise<number>((resolve, reject) => {
-      const timer = setTimeout(() => reject(new CloudletError("TIMEOUT", `${this.label} did not answer a request to listen on a port within 15 s`)), 15_000);
+      const timer = setTimeout(
+        () => reject(new CloudletError("TIMEOUT", `${this.label} did not answer a request to listen on a port within 15 s`)),
+        15_000,
+      );
       this.#guard(reject, () =>
         this.#client.forwardIn("127.0.0.1", 0, (error, bound) => {
           clearTimeout(timer);
           if (error === undefined || error === null) resolve(bound);
-          else reject(this.alive ? new CloudletError("UNSUPPORTED", `${this.label} refuses to listen on a loopback port`, { fix: "set AllowTcpForwarding yes in the node's sshd_config", cause: error }) : this.lostError());
+          else
+            reject(
+              this.alive
+                ? new CloudletError("UNSUPPORTED", `${this.label} refuses to listen on a loopback port`, {
+                    fix: "set AllowTcpForwarding yes in the node's sshd_config",
+                    cause: error,
+                  })
+                : this.lostError(),
+            );
         }),
       );
     });
@@ -110,7 +121,12 @@ export class Link {
     const close = async (): Promise<void> => {
       this.#accept.delete(port);
       if (!this.#alive) return;
-      await new Promise<void>((resolve) => this.#guard(() => resolve(), () => this.#client.unforwardIn("127.0.0.1", port, () => resolve())));
+      await new Promise<void>((resolve) =>
+        this.#guard(
+          () => resolve(),
+          () => this.#client.unforwardIn("127.0.0.1", port, () => resolve()),
+        ),
+      );
     };
     return { port, close };
   }
@@ -164,7 +180,10 @@ export class Link {
   /** Any answer shows that the far end lives, also the refusal that cancelling an unknown forwarding gets. */
   #probe(): void {
     const timer = setTimeout(() => this.#client.destroy(), keepAliveMillis).unref();
-    this.#guard(() => clearTimeout(timer), () => this.#client.unforwardIn("127.0.0.1", 1, () => clearTimeout(timer)));
+    this.#guard(
+      () => clearTimeout(timer),
+      () => this.#client.unforwardIn("127.0.0.1", 1, () => clearTimeout(timer)),
+    );
   }
 }
 

@@ -2,7 +2,6 @@ import { createHash } from "node:crypto";
 import { CloudletError } from "../core/errors.ts";
 import { dial } from "./dial.ts";
 import type { Access } from "./exec.ts";
-import type { Link } from "./link.ts";
 import { currentOperator, type Operator } from "./operator.ts";
 import { createRemoteHost, type Lease } from "./remoteHost.ts";
 import { needsSudo } from "./sudo.ts";
@@ -49,7 +48,9 @@ function keyOf(settings: ConnectionSettings): string {
       .filter(([, part]) => part !== undefined)
       .sort(([a], [b]) => (a < b ? -1 : 1))
       .map(([name, part]: [string, unknown]) => [name, typeof part === "object" && part !== null ? sorted(part) : part]);
-  return createHash("sha256").update(JSON.stringify(sorted(settings))).digest("hex");
+  return createHash("sha256")
+    .update(JSON.stringify(sorted(settings)))
+    .digest("hex");
 }
 
 interface Dialling {

@@ -32,13 +32,21 @@ export function createRemoteHost(first: Pick<Link, "label" | "fingerprint">, lea
     exec,
     async run(command, options) {
       const { stdout, stderr, exitCode } = await exec(command, options);
-      if (exitCode !== 0) throw new CloudletError("FAILED", `a command on ${label} ended with exit code ${String(exitCode)}${lastLines(stderr || stdout)}`);
+      if (exitCode !== 0)
+        throw new CloudletError("FAILED", `a command on ${label} ended with exit code ${String(exitCode)}${lastLines(stderr || stdout)}`);
       return stdout;
     },
     upload: (source, target, options = {}) => during(options.signal, (access) => upload(access, { source, target }, options)),
     openSocket: (path, signal) =>
-      onceMore(() => stream(lease, { what: `the socket ${path} on ${label}`, signal }, (access, until) => (access.sudo ? bridge(access, path, until) : access.link.unixSocket(path, until)))),
-    openTcp: (host, port, signal) => onceMore(() => stream(lease, { what: `${host}:${String(port)} as seen from ${label}`, signal }, ({ link }, until) => link.tcp(host, port, until))),
+      onceMore(() =>
+        stream(lease, { what: `the socket ${path} on ${label}`, signal }, (access, until) =>
+          access.sudo ? bridge(access, path, until) : access.link.unixSocket(path, until),
+        ),
+      ),
+    openTcp: (host, port, signal) =>
+      onceMore(() =>
+        stream(lease, { what: `${host}:${String(port)} as seen from ${label}`, signal }, ({ link }, until) => link.tcp(host, port, until)),
+      ),
     async listenTcp(accept) {
       const held = await lease();
       try {
@@ -67,7 +75,11 @@ type Open = (access: Access, signal: AbortSignal) => Promise<Duplex>;
 const openMillis = 15_000;
 
 /** Opens a stream that holds its connection until it is closed. */
-async function stream(lease: (signal?: AbortSignal) => Promise<Lease>, { what, signal }: { what: string; signal: AbortSignal | undefined }, open: Open): Promise<Duplex> {
+async function stream(
+  lease: (signal?: AbortSignal) => Promise<Lease>,
+  { what, signal }: { what: string; signal: AbortSignal | undefined },
+  open: Open,
+): Promise<Duplex> {
   const held = await lease(signal);
   const deadline = deadlineOf(openMillis, signal);
   try {
@@ -80,7 +92,10 @@ async function stream(lease: (signal?: AbortSignal) => Promise<Lease>, { what, s
     if (signal?.aborted) throw new CloudletError("ABORTED", `connecting to ${what} was cancelled`);
     if (deadline.signal.aborted) throw new CloudletError("TIMEOUT", `${what} did not answer within ${String(openMillis / 1000)} s`);
     if (cause instanceof CloudletError) throw cause;
-    throw new CloudletError("UNREACHABLE", `nothing answers at ${what}`, { fix: "check that the service behind it runs on the node, and that sshd allows forwarding", cause });
+    throw new CloudletError("UNREACHABLE", `nothing answers at ${what}`, {
+      fix: "check that the service behind it runs on the node, and that sshd allows forwarding",
+      cause,
+    });
   } finally {
     deadline.clear();
   }

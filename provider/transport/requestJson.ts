@@ -1,5 +1,5 @@
 import { text } from "node:stream/consumers";
-import { z } from "zod";
+import type { z } from "zod";
 import { CloudletError } from "../core/errors.ts";
 import type { Rest, RestRequest } from "./types.ts";
 
@@ -9,7 +9,11 @@ export interface JsonAnswer<T> {
 }
 
 /** Sends a request and reads a JSON answer. The schema must allow for every status that the caller wants to tell apart. */
-export async function requestJson<Schema extends z.ZodType>(rest: Rest, schema: Schema, request: RestRequest): Promise<JsonAnswer<z.infer<Schema>>> {
+export async function requestJson<Schema extends z.ZodType>(
+  rest: Rest,
+  schema: Schema,
+  request: RestRequest,
+): Promise<JsonAnswer<z.infer<Schema>>> {
   const { status, body } = await rest.request(request);
   const where = `${rest.label} to ${request.method} ${request.path.replace(/\?.*$/, "")}`;
   const received = await text(body);

@@ -47,9 +47,13 @@ export function restOverHttps({ address, clientCertificate, clientKey, serverCer
 }
 
 function certificateError(label: string, { presented, pinned }: { presented: string; pinned: string }): CloudletError {
-  return new CloudletError("HOST_KEY", `the server certificate of ${label} has changed: it presents SHA-256 ${presented}, the pinned one is ${pinned}; somebody may be in between`, {
-    fix: "compare the fingerprint on the server itself; if it is right, set serverCertificate to it",
-  });
+  return new CloudletError(
+    "HOST_KEY",
+    `the server certificate of ${label} has changed: it presents SHA-256 ${presented}, the pinned one is ${pinned}; somebody may be in between`,
+    {
+      fix: "compare the fingerprint on the server itself; if it is right, set serverCertificate to it",
+    },
+  );
 }
 
 function restOver(pool: Pool, label: string): Rest {
@@ -69,7 +73,8 @@ async function send(pool: Pool, label: string, request: RestRequest): Promise<Re
     if (request.signal?.aborted) return new CloudletError("ABORTED", `${what} was cancelled`);
     if (silence.signal.aborted) return new CloudletError("TIMEOUT", `${what} had no answer within ${String(millis)} ms`);
     if (error instanceof CloudletError) return error;
-    if (error instanceof Error && codeOf(error) !== "BUG" && codeOf(error) !== "ABORTED") return new CloudletError(codeOf(error), error.message, { cause: error });
+    if (error instanceof Error && codeOf(error) !== "BUG" && codeOf(error) !== "ABORTED")
+      return new CloudletError(codeOf(error), error.message, { cause: error });
     return new CloudletError("UNREACHABLE", `${what} failed: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
   };
   try {
@@ -80,7 +85,11 @@ async function send(pool: Pool, label: string, request: RestRequest): Promise<Re
     silence.touch();
     // a body that nobody reads must not end the process when it breaks
     answer.body.on("error", () => undefined);
-    return { status: answer.statusCode, headers: flat(answer.headers), body: Readable.from(watched(answer.body, { silence, translate }), { objectMode: false }) };
+    return {
+      status: answer.statusCode,
+      headers: flat(answer.headers),
+      body: Readable.from(watched(answer.body, { silence, translate }), { objectMode: false }),
+    };
   } catch (error) {
     silence.stop();
     throw translate(error);
@@ -144,7 +153,9 @@ async function* moving(source: Readable, touch: () => void): AsyncGenerator<Buff
 }
 
 function flat(headers: Record<string, string | string[] | undefined>): Record<string, string> {
-  return Object.fromEntries(Object.entries(headers).map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") : (value ?? "")]));
+  return Object.fromEntries(
+    Object.entries(headers).map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") : (value ?? "")]),
+  );
 }
 
 function originOf(address: string): string {
@@ -157,7 +168,10 @@ function certificateFingerprint(text: string, label: string): string {
   try {
     return createHash("sha256").update(new X509Certificate(text).raw).digest("hex");
   } catch (cause) {
-    throw new CloudletError("INVALID", `serverCertificate of ${label} is neither a PEM certificate nor a SHA-256 fingerprint`, { fix: "give the PEM text, or 64 hex digits", cause });
+    throw new CloudletError("INVALID", `serverCertificate of ${label} is neither a PEM certificate nor a SHA-256 fingerprint`, {
+      fix: "give the PEM text, or 64 hex digits",
+      cause,
+    });
   }
 }
 

@@ -40,7 +40,13 @@ export function handshake(target: Target, { socket, algorithms, signal }: Handsh
       client.setNoDelay(true);
       resolve({ client, fingerprint: presented === undefined ? "" : fingerprintOf(presented) });
     });
-    client.on("change password", () => fail(new CloudletError("UNAUTHORIZED", `${target.label} wants a new password before it lets anybody in`, { fix: "change the password by hand once" })));
+    client.on("change password", () =>
+      fail(
+        new CloudletError("UNAUTHORIZED", `${target.label} wants a new password before it lets anybody in`, {
+          fix: "change the password by hand once",
+        }),
+      ),
+    );
     // stays for the connection's whole life: a late error without listener would end the process
     client.on("error", (error) => {
       // a missing SSH agent is no failure while other methods are left
@@ -48,7 +54,9 @@ export function handshake(target: Target, { socket, algorithms, signal }: Handsh
       else fail(connectError(target, { error, presented, notes }));
     });
     client.on("close", () => fail(new CloudletError("UNREACHABLE", `${target.label} closed the connection before the login was done`)));
-    client.connect(connectConfig(target, { socket, algorithms, methods, verify: (key) => judge((presented = key), target.trust) === "trusted" }));
+    client.connect(
+      connectConfig(target, { socket, algorithms, methods, verify: (key) => judge((presented = key), target.trust) === "trusted" }),
+    );
   });
 }
 
@@ -92,7 +100,8 @@ function toMethods(credential: Credential, { user: username, label }: Target, no
     ];
   }
   const problem = keyProblem(credential);
-  if (problem === undefined) return [{ type: "publickey", username, key: credential.text, ...(credential.passphrase && { passphrase: credential.passphrase }) }];
+  if (problem === undefined)
+    return [{ type: "publickey", username, key: credential.text, ...(credential.passphrase && { passphrase: credential.passphrase }) }];
   if (credential.required) throw new CloudletError("UNAUTHORIZED", `${credential.from} for ${label} ${problem.what}`, { fix: problem.fix });
   notes.push(`${credential.from} ${problem.what}`);
   return [];
@@ -103,20 +112,30 @@ function keyProblem({ text, passphrase }: { text: string; passphrase: string | u
   const parsed: unknown = ssh2.utils.parseKey(text, passphrase);
   const key: unknown = Array.isArray(parsed) ? parsed[0] : parsed;
   if (!(key instanceof Error)) {
-    const isPrivate = typeof key === "object" && key !== null && "isPrivateKey" in key && typeof key.isPrivateKey === "function" && key.isPrivateKey() === true;
+    const isPrivate =
+      typeof key === "object" &&
+      key !== null &&
+      "isPrivateKey" in key &&
+      typeof key.isPrivateKey === "function" &&
+      key.isPrivateKey() === true;
     return isPrivate ? undefined : { what: "is a public key", fix: "give the private key" };
   }
   if (/no passphrase given/i.test(key.message)) {
     return { what: "is encrypted and no passphrase is known", fix: "set connection.privateKeyPassword, or load the key into an SSH agent" };
   }
-  if (/bad passphrase|integrity check failed|bad decrypt/i.test(key.message)) return { what: "cannot be decrypted with the given passphrase", fix: "correct connection.privateKeyPassword" };
+  if (/bad passphrase|integrity check failed|bad decrypt/i.test(key.message))
+    return { what: "cannot be decrypted with the given passphrase", fix: "correct connection.privateKeyPassword" };
   return { what: "is not a private key that can be read", fix: "give it in OpenSSH form; `ssh-keygen -p -f KEYFILE` converts other forms" };
 }
 
 function noCredential({ label }: Target, notes: string[]): CloudletError {
-  return new CloudletError("UNAUTHORIZED", `there is no credential to log in to ${label} with${notes.length > 0 ? ` (${notes.join("; ")})` : ": no SSH agent and no identity file"}`, {
-    fix: "load a key into an SSH agent, name an IdentityFile in ~/.ssh/config, or set connection.privateKey or connection.password",
-  });
+  return new CloudletError(
+    "UNAUTHORIZED",
+    `there is no credential to log in to ${label} with${notes.length > 0 ? ` (${notes.join("; ")})` : ": no SSH agent and no identity file"}`,
+    {
+      fix: "load a key into an SSH agent, name an IdentityFile in ~/.ssh/config, or set connection.privateKey or connection.password",
+    },
+  );
 }
 
 interface Circumstances {
@@ -131,15 +150,29 @@ function connectError(target: Target, { error, presented, notes }: Circumstances
   // 2 is what OpenSSH answers after too many keys, 14 what the standard says
   if (error.level === "client-authentication" || error.code === 2 || error.code === 14) {
     const more = [...notes, ...(error.level === "client-authentication" ? [] : [error.message])];
-    return new CloudletError("UNAUTHORIZED", `${label} refused the login of ${user} (tried ${tried(target)})${more.length > 0 ? `; ${more.join("; ")}` : ""}`, { cause: error });
+    return new CloudletError(
+      "UNAUTHORIZED",
+      `${label} refused the login of ${user} (tried ${tried(target)})${more.length > 0 ? `; ${more.join("; ")}` : ""}`,
+      { cause: error },
+    );
   }
   if (/no matching/i.test(error.message)) {
-    return new CloudletError("UNSUPPORTED", `${label} shares no SSH algorithm with this program: ${error.message}`, { fix: "enable current algorithms in the node's sshd", cause: error });
+    return new CloudletError("UNSUPPORTED", `${label} shares no SSH algorithm with this program: ${error.message}`, {
+      fix: "enable current algorithms in the node's sshd",
+      cause: error,
+    });
   }
-  const what = error.level === "client-timeout" ? `did not complete the SSH handshake within ${String(target.timeoutMillis / 1000)} s` : `broke the SSH handshake: ${error.message}`;
+  const what =
+    error.level === "client-timeout"
+      ? `did not complete the SSH handshake within ${String(target.timeoutMillis / 1000)} s`
+      : `broke the SSH handshake: ${error.message}`;
   return new CloudletError("UNREACHABLE", `${label} ${what}`, { cause: error });
 }
 
 function tried({ credentials }: Target): string {
-  return credentials.map((credential) => (credential.kind === "key" ? credential.from : credential.kind === "agent" ? "the keys of the SSH agent" : "connection.password")).join(", ");
+  return credentials
+    .map((credential) =>
+      credential.kind === "key" ? credential.from : credential.kind === "agent" ? "the keys of the SSH agent" : "connection.password",
+    )
+    .join(", ");
 }

@@ -30,7 +30,10 @@ export async function sshConfig(query: ConfigQuery, operator: Operator, signal?:
     const file = join(directory, "config");
     // the first value found wins: root is the login user only where the configuration names none
     await writeFile(file, `Include "${join(operator.home, ".ssh", "config")}"\nInclude /etc/ssh/ssh_config\nHost *\n  User root\n`);
-    const flags = [...(query.port === undefined ? [] : ["-p", String(query.port)]), ...(query.user === undefined ? [] : ["-l", query.user])];
+    const flags = [
+      ...(query.port === undefined ? [] : ["-p", String(query.port)]),
+      ...(query.user === undefined ? [] : ["-l", query.user]),
+    ];
     const text = await askClient(["-G", "-F", file, ...flags, "--", query.host], query.host, signal);
     return text === undefined ? withoutClient(query, operator) : parseSshConfig(text, query, operator);
   } finally {
@@ -67,7 +70,10 @@ export function parseSshConfig(text: string, query: ConfigQuery, operator: Opera
 export function parseJump(text: string): ConfigQuery {
   const match = /^(?:ssh:\/\/)?(?:(?<user>[^@]+)@)?(?:\[(?<six>[^\]]+)\]|(?<host>[^:]+))(?::(?<port>\d+))?$/.exec(text.trim());
   const host = match?.groups?.["six"] ?? match?.groups?.["host"];
-  if (host === undefined) throw new CloudletError("INVALID", `ProxyJump "${text}" in the ssh configuration cannot be read`, { fix: "write it as user@host:port" });
+  if (host === undefined)
+    throw new CloudletError("INVALID", `ProxyJump "${text}" in the ssh configuration cannot be read`, {
+      fix: "write it as user@host:port",
+    });
   const port = match?.groups?.["port"];
   return { host, user: match?.groups?.["user"], port: port === undefined ? undefined : Number(port) };
 }
@@ -78,7 +84,13 @@ function askClient(args: string[], host: string, signal: AbortSignal | undefined
       if (error === null) resolve(stdout);
       else if (error.code === "ENOENT") resolve(undefined);
       else if (signal?.aborted) reject(new CloudletError("ABORTED", `connecting to ${host} was cancelled`));
-      else reject(new CloudletError("INVALID", `the ssh configuration for ${host} cannot be read: ${stderr.trim() || error.message}`, { fix: `correct what \`ssh -G ${host}\` complains about`, cause: error }));
+      else
+        reject(
+          new CloudletError("INVALID", `the ssh configuration for ${host} cannot be read: ${stderr.trim() || error.message}`, {
+            fix: `correct what \`ssh -G ${host}\` complains about`,
+            cause: error,
+          }),
+        );
     });
   });
 }

@@ -35,13 +35,22 @@ export interface Surroundings {
 export async function resolveTarget(settings: ConnectionSettings, around: Surroundings): Promise<Target> {
   const via = settings.proxy && (await resolveTarget(settings.proxy, around));
   const given = givenCredentials(settings);
-  if (given.length > 0) return assemble(settings, { host: settings.host, port: settings.port ?? 22, user: settings.user ?? "root", credentials: given, via }, around);
+  if (given.length > 0)
+    return assemble(
+      settings,
+      { host: settings.host, port: settings.port ?? 22, user: settings.user ?? "root", credentials: given, via },
+      around,
+    );
   const config = await sshConfig(settings, around.operator, around.signal);
   const credentials = await ownCredentials(config, around.operator);
   return assemble(settings, { ...config, credentials, via: via ?? (await throughJumps(config.jumps, around)) }, around);
 }
 
-async function assemble(settings: ConnectionSettings, place: Pick<Target, "host" | "port" | "user" | "credentials" | "via">, { operator }: Surroundings): Promise<Target> {
+async function assemble(
+  settings: ConnectionSettings,
+  place: Pick<Target, "host" | "port" | "user" | "credentials" | "via">,
+  { operator }: Surroundings,
+): Promise<Target> {
   const { host, port, user, credentials, via } = place;
   const timeoutMillis = (settings.perDialTimeout ?? 15) * 1000;
   return {
@@ -61,20 +70,28 @@ async function assemble(settings: ConnectionSettings, place: Pick<Target, "host"
 
 /** `a,b` means: to a, from there to b, from there on. Only the first may have hops of its own. */
 async function throughJumps(jumps: string[], around: Surroundings, depth = 0): Promise<Target | undefined> {
-  if (depth > 4) throw new CloudletError("INVALID", "the ssh configuration has more than five ProxyJump hops, or a circle of them", { fix: "correct ProxyJump in ~/.ssh/config" });
+  if (depth > 4)
+    throw new CloudletError("INVALID", "the ssh configuration has more than five ProxyJump hops, or a circle of them", {
+      fix: "correct ProxyJump in ~/.ssh/config",
+    });
   let via: Target | undefined;
   for (const [index, jump] of jumps.entries()) {
     const query = parseJump(jump);
     const config = await sshConfig(query, around.operator, around.signal);
     const credentials = await ownCredentials(config, around.operator);
-    via = await assemble(query, { ...config, credentials, via: index === 0 ? await throughJumps(config.jumps, around, depth + 1) : via }, around);
+    via = await assemble(
+      query,
+      { ...config, credentials, via: index === 0 ? await throughJumps(config.jumps, around, depth + 1) : via },
+      around,
+    );
   }
   return via;
 }
 
 function givenCredentials({ privateKey, privateKeyPassword, agentSocketPath, password }: ConnectionSettings): Credential[] {
   const credentials: Credential[] = [];
-  if (privateKey) credentials.push({ kind: "key", text: privateKey, passphrase: privateKeyPassword, from: "connection.privateKey", required: true });
+  if (privateKey)
+    credentials.push({ kind: "key", text: privateKey, passphrase: privateKeyPassword, from: "connection.privateKey", required: true });
   if (agentSocketPath) credentials.push({ kind: "agent", socketPath: agentSocketPath });
   if (password) credentials.push({ kind: "password", password });
   return credentials;
@@ -91,7 +108,8 @@ async function ownCredentials(config: SshConfig, operator: Operator): Promise<Cr
 }
 
 async function trustFor(settings: ConnectionSettings, { host, port }: Pick<Target, "host" | "port">, operator: Operator): Promise<Trust> {
-  if (settings.hostKey) return { source: "connection.hostKey", accepted: [parseHostKey(settings.hostKey, "connection.hostKey")], revoked: [] };
+  if (settings.hostKey)
+    return { source: "connection.hostKey", accepted: [parseHostKey(settings.hostKey, "connection.hostKey")], revoked: [] };
   const trust: Trust = { source: operator.knownHostsPaths.join(", "), accepted: [], revoked: [] };
   for (const path of operator.knownHostsPaths) {
     const { accepted, revoked } = knownHostKeys(await readIfThere(path), host, port);

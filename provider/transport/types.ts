@@ -42,7 +42,11 @@ export interface RemoteHost {
   /** Like exec, but a non-zero exit code is a FAILED error that carries the last lines of stderr. Returns stdout. */
   run(command: string, options?: ExecOptions): Promise<string>;
   /** Writes a file with root rights: temporary name, SHA-256 check on the node, fsync, rename. `digest` is lower-case hex. */
-  upload(source: { path: string } | { content: Buffer }, target: { path: string; mode: number; digest?: string }, options?: { signal?: AbortSignal; timeoutMillis?: number }): Promise<void>;
+  upload(
+    source: { path: string } | { content: Buffer },
+    target: { path: string; mode: number; digest?: string },
+    options?: { signal?: AbortSignal; timeoutMillis?: number },
+  ): Promise<void>;
   /** A stream to a unix socket on the node, with root rights. */
   openSocket(path: string, signal?: AbortSignal): Promise<Duplex>;
   /** A stream to a TCP port as seen from the node. */

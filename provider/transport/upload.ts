@@ -22,7 +22,10 @@ export async function upload(access: Access, { source, target }: { source: Sourc
   });
   const { label } = access.link;
   if (result.exitCode === digestMismatch) {
-    throw new CloudletError("INTEGRITY", `${target.path} on ${label} was not written: what arrived has SHA-256 ${result.stdout.trim()}, expected ${digest}`);
+    throw new CloudletError(
+      "INTEGRITY",
+      `${target.path} on ${label} was not written: what arrived has SHA-256 ${result.stdout.trim()}, expected ${digest}`,
+    );
   }
   if (result.exitCode !== 0) throw new CloudletError("FAILED", `${target.path} on ${label} was not written${lastLines(result.stderr)}`);
 }
@@ -33,7 +36,10 @@ async function digestOf(source: Source): Promise<string> {
   try {
     await pipeline(createReadStream(source.path), hash);
   } catch (cause) {
-    throw new CloudletError("NOT_FOUND", `${source.path} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, { fix: "check the path", cause });
+    throw new CloudletError("NOT_FOUND", `${source.path} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`, {
+      fix: "check the path",
+      cause,
+    });
   }
   return hash.digest("hex");
 }

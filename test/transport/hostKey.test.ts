@@ -1,7 +1,16 @@
 import { createHmac } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { algorithmOffers, fingerprintOf, hostKeyError, judge, knownHostKeys, knownHostsName, parseHostKey, type Trust } from "../../provider/transport/hostKey.ts";
+import {
+  algorithmOffers,
+  fingerprintOf,
+  hostKeyError,
+  judge,
+  knownHostKeys,
+  knownHostsName,
+  parseHostKey,
+  type Trust,
+} from "../../provider/transport/hostKey.ts";
 
 function key(type: string, content: Uint8Array): Buffer {
   const length = (value: number): Buffer => Buffer.from([0, 0, 0, value]);
@@ -9,12 +18,15 @@ function key(type: string, content: Uint8Array): Buffer {
 }
 
 const types = ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"] as const;
-const anyKey = fc.record({ type: fc.constantFrom(...types), content: fc.uint8Array({ minLength: 16, maxLength: 64 }) }).map(({ type, content }) => ({ type, bytes: key(type, content) }));
+const anyKey = fc
+  .record({ type: fc.constantFrom(...types), content: fc.uint8Array({ minLength: 16, maxLength: 64 }) })
+  .map(({ type, content }) => ({ type, bytes: key(type, content) }));
 const anyHost = fc.stringMatching(/^[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?$/);
 const anyPort = fc.integer({ min: 1, max: 65535 });
 const one = { type: "ssh-ed25519", bytes: key("ssh-ed25519", Buffer.alloc(32, 1)) };
 const two = { type: "ssh-ed25519", bytes: key("ssh-ed25519", Buffer.alloc(32, 2)) };
-const line = (patterns: string, { type, bytes }: { type: string; bytes: Buffer }): string => `${patterns} ${type} ${bytes.toString("base64")} comment`;
+const line = (patterns: string, { type, bytes }: { type: string; bytes: Buffer }): string =>
+  `${patterns} ${type} ${bytes.toString("base64")} comment`;
 const hashed = (name: string): string => {
   const salt = Buffer.alloc(20, 3);
   return `|1|${salt.toString("base64")}|${createHmac("sha1", salt).update(name).digest("base64")}`;
@@ -26,7 +38,13 @@ describe("hostKey in a program", () => {
     fc.assert(
       fc.property(anyKey, anyKey, ({ type, bytes }, other) => {
         const blob = bytes.toString("base64");
-        for (const text of [`${type} ${blob}`, `${type} ${blob} root@gw1`, ` ${blob}\n`, fingerprintOf(bytes), `${fingerprintOf(bytes)}=`]) {
+        for (const text of [
+          `${type} ${blob}`,
+          `${type} ${blob} root@gw1`,
+          ` ${blob}\n`,
+          fingerprintOf(bytes),
+          `${fingerprintOf(bytes)}=`,
+        ]) {
           const pin = parseHostKey(text, "hostKey");
           expect(judge(bytes, trust([pin]))).toBe("trusted");
           if (!other.bytes.equals(bytes)) expect(judge(other.bytes, trust([pin]))).toBe("changed");
@@ -56,7 +74,9 @@ describe("known_hosts", () => {
       fc.property(anyHost, anyPort, anyKey, (host, port, found) => {
         const name = knownHostsName(host, port);
         for (const patterns of [name, `other.example,${name}`, hashed(name)]) {
-          expect(judge(found.bytes, { source: "", ...knownHostKeys(`# comment\n\n${line(patterns, found)}\n`, host.toUpperCase(), port) })).toBe("trusted");
+          expect(
+            judge(found.bytes, { source: "", ...knownHostKeys(`# comment\n\n${line(patterns, found)}\n`, host.toUpperCase(), port) }),
+          ).toBe("trusted");
         }
         expect(knownHostKeys(line(name, found), `x${host}`, port).accepted).toEqual([]);
         expect(knownHostKeys(line(hashed(name), found), host, port === 65535 ? 1 : port + 1).accepted).toEqual([]);
@@ -66,7 +86,12 @@ describe("known_hosts", () => {
 
   it("survives any text", () => {
     fc.assert(fc.property(fc.string(), anyHost, anyPort, (text, host, port) => void knownHostKeys(text, host, port)));
-    fc.assert(fc.property(fc.string({ unit: fc.constantFrom("*", "?", "!", ",", "[", "]", "|", "\\", "(", "+", "a") }), (text) => void knownHostKeys(line(text, one), "a", 22)));
+    fc.assert(
+      fc.property(
+        fc.string({ unit: fc.constantFrom("*", "?", "!", ",", "[", "]", "|", "\\", "(", "+", "a") }),
+        (text) => void knownHostKeys(line(text, one), "a", 22),
+      ),
+    );
   });
 
   it.each([
@@ -93,7 +118,10 @@ describe("known_hosts", () => {
   });
 
   it("accepts any of several keys, and calls a further one changed", () => {
-    const found = { source: "", ...knownHostKeys(`${line("gw1", one)}\n${line("gw1", { type: "ssh-rsa", bytes: key("ssh-rsa", Buffer.alloc(9)) })}`, "gw1", 22) };
+    const found = {
+      source: "",
+      ...knownHostKeys(`${line("gw1", one)}\n${line("gw1", { type: "ssh-rsa", bytes: key("ssh-rsa", Buffer.alloc(9)) })}`, "gw1", 22),
+    };
     expect(judge(one.bytes, found)).toBe("trusted");
     expect(judge(two.bytes, found)).toBe("changed");
   });

@@ -18,7 +18,9 @@ let servers: SshServerFixture[];
 
 beforeEach(async () => {
   directory = await mkdtemp(join(tmpdir(), "cloudlet-pool-"));
-  pool = createHostPool({ operator: () => ({ home: directory, agentSocketPath: undefined, knownHostsPaths: [join(directory, "known_hosts")] }) });
+  pool = createHostPool({
+    operator: () => ({ home: directory, agentSocketPath: undefined, knownHostsPaths: [join(directory, "known_hosts")] }),
+  });
   servers = [];
 });
 
@@ -34,7 +36,13 @@ async function server(options: SshServerOptions = {}): Promise<SshServerFixture>
   return started;
 }
 
-const to = ({ port, hostKey }: SshServerFixture, more: Partial<ConnectionSettings> = {}): ConnectionSettings => ({ host: "127.0.0.1", port, hostKey, privateKey: clientKey.privateKey, ...more });
+const to = ({ port, hostKey }: SshServerFixture, more: Partial<ConnectionSettings> = {}): ConnectionSettings => ({
+  host: "127.0.0.1",
+  port,
+  hostKey,
+  privateKey: clientKey.privateKey,
+  ...more,
+});
 
 async function failure(work: Promise<unknown>): Promise<{ code: string; text: string }> {
   const error: unknown = await work.then(
@@ -48,7 +56,9 @@ describe("logging in", () => {
   it("works with an encrypted key and its passphrase", async () => {
     const key = newKey("ed25519", "open sesame");
     const there = await server({ authorize: (context) => context.method === "publickey" });
-    expect(await (await pool.host(to(there, { privateKey: key.privateKey, privateKeyPassword: "open sesame" }))).run("echo in")).toBe("in\n");
+    expect(await (await pool.host(to(there, { privateKey: key.privateKey, privateKeyPassword: "open sesame" }))).run("echo in")).toBe(
+      "in\n",
+    );
   });
 
   it.each([
@@ -140,7 +150,11 @@ describe("the host key", () => {
 describe("commands", () => {
   it("keep stdout, stderr and exit code apart, and take standard input", async () => {
     const host = await pool.host(to(await server()));
-    expect(await host.exec("cat; echo oops >&2; exit 7", { stdin: "from the program" })).toEqual({ stdout: "from the program", stderr: "oops\n", exitCode: 7 });
+    expect(await host.exec("cat; echo oops >&2; exit 7", { stdin: "from the program" })).toEqual({
+      stdout: "from the program",
+      stderr: "oops\n",
+      exitCode: 7,
+    });
     expect((await host.exec("kill -9 $$")).exitCode).toBe(137);
     expect((await failure(host.run("echo why >&2; exit 3"))).text).toMatch(/exit code 3: why/);
   });
@@ -187,7 +201,10 @@ describe("the pool", () => {
 
   it("closes a connection that nobody uses", async () => {
     const there = await server();
-    const quick = createHostPool({ idleMillis: 20, operator: () => ({ home: directory, agentSocketPath: undefined, knownHostsPaths: ["/nowhere"] }) });
+    const quick = createHostPool({
+      idleMillis: 20,
+      operator: () => ({ home: directory, agentSocketPath: undefined, knownHostsPaths: ["/nowhere"] }),
+    });
     const host = await quick.host(to(there));
     await expect.poll(() => there.open(), { timeout: 5000 }).toBe(0);
     expect(await host.run("echo back")).toBe("back\n");

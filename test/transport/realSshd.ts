@@ -27,10 +27,15 @@ export function sshdMissing(): string | undefined {
   return process.getuid?.() === 0 ? undefined : "needs root, as sshd changes users";
 }
 
-export async function startSshd(extra: string[] = []): Promise<RealSshd> {
+/** `setup` runs before sshd in a mount namespace where /etc and /var/lib are copies, so users may be made there freely. */
+export async function startSshd({ setup, extra = [] }: { setup?: string; extra?: string[] } = {}): Promise<RealSshd> {
   const directory = await mkdtemp(join(tmpdir(), "cloudlet-sshd-"));
   const file = (name: string): string => join(directory, name);
-  for (const [name, type] of [["host_ed25519", "ed25519"], ["host_ecdsa", "ecdsa"], ["client", "ed25519"]] as const) {
+  for (const [name, type] of [
+    ["host_ed25519", "ed25519"],
+    ["host_ecdsa", "ecdsa"],
+    ["client", "ed25519"],
+  ] as const) {
     await execute("ssh-keygen", ["-q", "-t", type, "-N", "", "-C", "", "-f", file(name)]);
   }
   // sshd wants its privilege separation directory
@@ -52,7 +57,9 @@ export async function startSshd(extra: string[] = []): Promise<RealSshd> {
     ...extra,
   ];
   await writeFile(file("sshd_config"), config.join("\n") + "\n");
-  const sshd = spawn("/usr/sbin/sshd", ["-D", "-e", "-f", file("sshd_config")], { stdio: ["ignore", "ignore", "ignore"] });
+  await writeFile(file("start"), setup === undefined ? "" : `${privateCopies(file("copies"))}\n${setup}\n`);
+  const command = `set -e; . ${file("start")}; exec /usr/sbin/sshd -D -e -f ${file("sshd_config")}`;
+  const sshd = spawn("unshare", ["-m", "sh", "-c", command], { stdio: "ignore" });
   await answering(port);
   return {
     directory,
@@ -76,6 +83,12 @@ export async function freePort(): Promise<number> {
   const { port } = server.address() as AddressInfo;
   await new Promise((resolve) => server.close(resolve));
   return port;
+}
+
+function privateCopies(directory: string): string {
+  const overlay = (path: string, name: string): string => `mkdir -p ${directory}/${name}/up ${directory}/${name}/work
+mount -t overlay -o lowerdir=${path},upperdir=${directory}/${name}/up,workdir=${directory}/${name}/work overlay ${path}`;
+  return `mkdir -p ${directory}\nmount -t tmpfs none ${directory}\n${overlay("/etc", "etc")}\n${overlay("/var/lib", "lib")}`;
 }
 
 async function answering(port: number): Promise<void> {

@@ -28,7 +28,11 @@ export interface TestKey {
 
 export function newKey(type: "ed25519" | "ecdsa" | "rsa" = "ed25519", passphrase?: string): TestKey {
   if (type === "rsa") {
-    const { privateKey, publicKey } = generateKeyPairSync("rsa", { modulusLength: 2048, publicKeyEncoding: { type: "pkcs1", format: "pem" }, privateKeyEncoding: { type: "pkcs1", format: "pem" } });
+    const { privateKey, publicKey } = generateKeyPairSync("rsa", {
+      modulusLength: 2048,
+      publicKeyEncoding: { type: "pkcs1", format: "pem" },
+      privateKeyEncoding: { type: "pkcs1", format: "pem" },
+    });
     return { privateKey, publicKey };
   }
   const pair =
@@ -44,7 +48,10 @@ export function blobOf(privateKey: string): Buffer {
   return key.getPublicSSH();
 }
 
-export async function startServer({ hostPrivateKeys = [newKey().privateKey], authorize = () => true }: SshServerOptions = {}): Promise<SshServerFixture> {
+export async function startServer({
+  hostPrivateKeys = [newKey().privateKey],
+  authorize = () => true,
+}: SshServerOptions = {}): Promise<SshServerFixture> {
   const connections = new Set<Connection>();
   const fixture = { port: 0, hostKey: "", hostKeyBlob: blobOf(hostPrivateKeys[0] ?? ""), logins: 0 };
   const server = new ssh2.Server({ hostKeys: hostPrivateKeys }, (connection) => {
@@ -53,7 +60,10 @@ export async function startServer({ hostPrivateKeys = [newKey().privateKey], aut
     connection.on("close", () => connections.delete(connection));
     connection.on("authentication", (context) => {
       if (context.method === "none" || !authorize(context)) context.reject(["publickey", "password", "keyboard-interactive"]);
-      else if (context.method === "keyboard-interactive") context.prompt([{ prompt: "Password: ", echo: false }], (answers) => (answers[0] === "canary-secret" ? context.accept() : context.reject()));
+      else if (context.method === "keyboard-interactive")
+        context.prompt([{ prompt: "Password: ", echo: false }], (answers) =>
+          answers[0] === "canary-secret" ? context.accept() : context.reject(),
+        );
       else context.accept();
     });
     connection.on("ready", () => {
