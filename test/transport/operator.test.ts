@@ -17,7 +17,8 @@ describe("the operator's machine", () => {
 
 describe("the ssh configuration", () => {
   it("is read from the answer of ssh -G", () => {
-    const text = "user admin\nhostname 10.0.0.1\nport 2200\nidentitiesonly yes\nidentityfile ~/.ssh/gw\nidentityfile /keys/gw\nproxyjump edge,me@[fd00::1]:2222\n";
+    const text =
+      "user admin\nhostname 10.0.0.1\nport 2200\nidentitiesonly yes\nidentityfile ~/.ssh/gw\nidentityfile /keys/gw\nproxyjump edge,me@[fd00::1]:2222\n";
     expect(parseSshConfig(text, { host: "gw1" }, operator)).toEqual({
       host: "10.0.0.1",
       port: 2200,
