@@ -43,6 +43,7 @@ export interface NodeFacts {
 /** Prints the facts, one `key=value` per line. */
 export function factsScript(): string {
   return `
+has() { case "$(dpkg-query -W -f='\${db:Status-Status}' "$1" 2>/dev/null)" in installed | triggers-*) ;; *) return 1 ;; esac; }
 value() { [ -r /etc/os-release ] && ( . /etc/os-release; eval "printf %s \\"\\$$1\\"" ); }
 echo "os.id=$(value ID)"
 echo "os.version=$(value VERSION_ID)"
@@ -51,11 +52,11 @@ echo "os.name=$(value PRETTY_NAME)"
 node=$(command -v node || command -v nodejs) && echo "node=$node" && echo "node.version=$("$node" --version)"
 [ -n "$node" ] || echo "node.candidate=$(apt-cache policy nodejs 2>/dev/null | sed -n 's/^ *Candidate: *//p')"
 for name in ${everyPackage.join(" ")}; do
-  [ "$(dpkg-query -W -f='\${db:Status-Status}' "$name" 2>/dev/null)" = installed ] && echo "package=$name"
+  has "$name" && echo "package=$name"
 done
 if [ -r ${paths.commission} ]; then
   for name in $(tr -d '[]",' <${paths.commission} | tr -s ' \\n' '\\n\\n' | grep -E '^[a-z0-9][a-z0-9.+-]*(:[a-z0-9]+)?$'); do
-    [ "$(dpkg-query -W -f='\${db:Status-Status}' "$name" 2>/dev/null)" = installed ] && echo "package=$name"
+    has "$name" && echo "package=$name"
   done
 fi
 { [ -S /var/lib/lxd/unix.socket ] || [ -S /var/snap/lxd/common/lxd/unix.socket ]; } && echo lxd=yes
