@@ -175,12 +175,20 @@ function summary(events: EngineEvent[]): Pick<Outcome, "steps" | "counts" | "dia
   };
 }
 
+/** The dynamic door names no properties, so they are found as the engine finds them: what was there against what is declared. */
+function differing(before: { inputs?: object; outputs?: object } | undefined, after: { inputs?: object } | undefined): string[] {
+  if (!before || !after) return [];
+  const [old, now]: Record<string, unknown>[] = [{ ...before.inputs, ...before.outputs }, { ...after.inputs }];
+  const keys = new Set([...Object.keys(before.inputs ?? {}), ...Object.keys(after.inputs ?? {})]);
+  return [...keys].filter((key) => JSON.stringify(old?.[key]) !== JSON.stringify(now?.[key])).sort();
+}
+
 function stepOf({ resourcePreEvent, resOutputsEvent }: EngineEvent): Step[] {
   // a refresh says what it found only after the fact
   const metadata = resourcePreEvent?.metadata ?? (resOutputsEvent?.metadata.op === "refresh" ? resOutputsEvent.metadata : undefined);
   if (!metadata || metadata.type.startsWith("pulumi:")) return [];
   if (resourcePreEvent && metadata.op === "refresh") return [];
-  const changed = metadata.detailedDiff ? Object.keys(metadata.detailedDiff) : (metadata.diffs ?? []);
+  const changed = metadata.detailedDiff ? Object.keys(metadata.detailedDiff) : metadata.diffs?.length ? metadata.diffs : differing(metadata.old, metadata.new);
   return [
     {
       op: metadata.op,

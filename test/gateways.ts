@@ -71,12 +71,12 @@ export class Gateways {
     };
   }
 
-  up(declaration: Declaration): Promise<Outcome> {
-    return this.stack.up(this.program(declaration));
+  async up(declaration: Declaration): Promise<Outcome> {
+    return changes(await this.stack.up(this.program(declaration)));
   }
 
-  preview(declaration: Declaration): Promise<Outcome> {
-    return this.stack.preview(this.program(declaration));
+  async preview(declaration: Declaration): Promise<Outcome> {
+    return changes(await this.stack.preview(this.program(declaration)));
   }
 
   /** The subscriber asks the application at a gateway; undefined = no answer. */
@@ -141,6 +141,11 @@ export class Gateways {
     await this.stack.close();
     await this.lab.close();
   }
+}
+
+/** What stays the same is not a step. */
+function changes(outcome: Outcome): Outcome {
+  return { ...outcome, steps: outcome.steps.filter(({ op }) => op !== "same") };
 }
 
 /** `name` is the lab's, so that files may run one after the other without meeting each other's remains. */

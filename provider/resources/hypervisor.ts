@@ -55,7 +55,7 @@ export const hypervisor = defineResource({
     const [status, facts] = await Promise.all([agent.hypervisor(), agent.facts()]);
     if (status?.kind !== known.kind || !status.owners.includes(known.owner)) return undefined;
     return {
-      ...inputs.parse(known),
+      ...inputs.strip().parse(known),
       status: "ready",
       version: status.version,
       accelerator: status.accelerator,

@@ -47,7 +47,7 @@ export const node = defineResource({
     if (!commissioned?.record.owners.includes(known.owner)) return undefined;
     const facts = commissioned.problems.length === 0 || known.facts === undefined ? await (await context.agent(known.connection)).facts() : known.facts;
     return {
-      ...inputs.parse(known),
+      ...inputs.strip().parse(known),
       status: commissioned.problems.join("; ") || "ready",
       machineId: facts.machineId,
       hostKeyFingerprint: host.hostKeyFingerprint,

@@ -40,7 +40,7 @@ export const volume = defineResource({
     if (found === undefined || found.spec.owner !== known.owner) return undefined;
     const { node } = parseHypervisor(known.hypervisor);
     return {
-      ...inputs.parse(known),
+      ...inputs.strip().parse(known),
       status: "ready",
       sizeMib: found.spec.sizeMib,
       node: found.place === "gone" ? (found.peer ?? node) : node,

@@ -21,7 +21,7 @@ export interface HypervisorArgs extends Omit<HypervisorInputs, "node">, Reach {
   node: Node | pulumi.Input<string>;
 }
 
-export interface VolumeArgs extends Omit<VolumeInputs, "hypervisor">, Reach {
+export interface VolumeArgs extends Omit<VolumeInputs, "hypervisor">, Pick<Reach, "connection"> {
   /** The Hypervisor it is made on, or its id (`gw1/kvm`). An attached volume follows its cloudlet, so give both the same hypervisor. */
   hypervisor: Hypervisor | pulumi.Input<string>;
 }
@@ -108,7 +108,8 @@ export class Volume extends VolumeProperties {
   static readonly __pulumiType = "pulumi-nodejs:dynamic/cloudlet:Volume";
 
   constructor(name: string, args: VolumeArgs, options?: pulumi.CustomResourceOptions) {
-    const given = { ...reachByHypervisor(args.hypervisor), ...defined(args), hypervisor: hypervisorId(args.hypervisor) };
+    const { hypervisor } = args;
+    const given = { ...(hypervisor instanceof Hypervisor && { connection: hypervisor.connection }), ...defined(args), hypervisor: hypervisorId(hypervisor) };
     super(providers.Volume, name, propertiesOf(traits.Volume, name, given), optionsOf(traits.Volume, options), "cloudlet", "Volume");
   }
 }

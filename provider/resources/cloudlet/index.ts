@@ -129,7 +129,7 @@ function toState(known: Inputs, found: InstanceStatus): State {
   const hypervisor = away ? `${ownership.peer}/${spec.kind}` : known.hypervisor;
   const first = spec.ports[0];
   return {
-    ...inputs.parse({ ...known, state: "running" }),
+    ...inputs.strip().parse({ ...known, state: "running" }),
     hypervisor,
     // what the node cannot tell apart from the declaration stays as declared
     state: observedState(known, found),
