@@ -1,3 +1,5 @@
+import { Readable } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
 import { CloudletError } from "../../core/errors.ts";
 import type { Rest } from "../../transport/types.ts";
@@ -39,18 +41,35 @@ export interface Wait {
 
 /** Sends a request and waits for the operation it begins, if it begins one; a failed operation is an error in LXD's own words. */
 export async function perform(rest: Rest, request: LxdRequest, wait: Wait): Promise<Operation | undefined> {
+  const end = Date.now() + wait.deadlineMillis;
+  for (;;) {
+    try {
+      return await performOnce(rest, request, wait);
+    } catch (error) {
+      // work that an interrupted call began a moment ago is not yet among LXD's operations
+      const busy = error instanceof CloudletError && error.message.includes("Instance is busy running");
+      if (!busy || request.body instanceof Readable || Date.now() > end) throw error;
+      await delay(100, undefined, { signal: wait.signal });
+    }
+  }
+}
+
+/** Path of the operation that a request begins; undefined when it was done at once. */
+export async function begin(rest: Rest, request: LxdRequest, wait: Wait): Promise<string | undefined> {
+  wait.signal?.throwIfAborted();
+  // LXD answers at once, and only who has the answer can cancel; an upload takes its time
+  const signal = request.body instanceof Readable ? wait.signal : undefined;
+  const envelope = await send(rest, { ...request, signal });
+  return envelope.type === "async" ? envelope.operation : undefined;
+}
+
+async function performOnce(rest: Rest, request: LxdRequest, wait: Wait): Promise<Operation | undefined> {
   const path = await begin(rest, request, wait);
   if (path === undefined) return undefined;
   const operation = await finish(rest, { path, what: request.what }, wait);
   if (operation.status_code === 200) return operation;
   if (operation.status_code === 401) throw new CloudletError("ABORTED", `${rest.label}: ${request.what} was cancelled`);
   throw new CloudletError("FAILED", `${rest.label}: cannot ${request.what}: ${operation.err}`);
-}
-
-/** Path of the operation that a request begins; undefined when it was done at once. */
-export async function begin(rest: Rest, request: LxdRequest, wait: Wait): Promise<string | undefined> {
-  const envelope = await send(rest, { ...request, signal: wait.signal });
-  return envelope.type === "async" ? envelope.operation : undefined;
 }
 
 /** Waits until an operation has ended, well or not; cancels it at the deadline and on abort. */
