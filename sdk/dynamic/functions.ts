@@ -1,7 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
 import type { Cloudlet } from "./resources.ts";
+import type * as Hooks from "../../provider/doors/dynamic/hooks.ts";
 
-declare const require: (module: "pulumi-cloudlet/hooks") => typeof import("../../provider/doors/dynamic/hooks.ts");
+declare const require: (module: "pulumi-cloudlet/hooks") => typeof Hooks;
 
 export interface ExecResult {
   stdout: string;

@@ -1,6 +1,7 @@
 import type * as pulumi from "@pulumi/pulumi";
+import type * as Hooks from "../../provider/doors/dynamic/hooks.ts";
 
-declare const require: (module: "pulumi-cloudlet/hooks") => typeof import("../../provider/doors/dynamic/hooks.ts");
+declare const require: (module: "pulumi-cloudlet/hooks") => typeof Hooks;
 
 /**
  * Pulumi stores the text of these objects with every resource. It captures nothing and only loads the installed package,

@@ -1,6 +1,8 @@
 import { createRequire } from "node:module";
 import { join } from "node:path";
-import type { LogSeverity } from "@pulumi/pulumi/proto/engine_pb.js";
+import type * as Grpc from "@grpc/grpc-js";
+import type * as Services from "@pulumi/pulumi/proto/engine_grpc_pb.js";
+import type * as Messages from "@pulumi/pulumi/proto/engine_pb.js";
 
 export interface Reporter {
   status(text: string): void;
@@ -17,7 +19,7 @@ export function reportToEngine(subject: string): Reporter {
 }
 
 interface Engine {
-  log(line: { severity: keyof typeof LogSeverity; text: string; ephemeral: boolean }): void;
+  log(line: { severity: keyof typeof Messages.LogSeverity; text: string; ephemeral: boolean }): void;
 }
 
 let engine: Engine | undefined;
@@ -28,9 +30,9 @@ function connect(): Engine {
   if (address === undefined || !/^[\w.-]+:\d+$/.test(address)) return { log: ({ text }) => console.error(text) };
   // grpc is pulumi's dependency, not ours: under pnpm it is visible from there only
   const pulumi = createRequire(createRequire(join(import.meta.dirname, "x")).resolve("@pulumi/pulumi"));
-  const grpc = pulumi("@grpc/grpc-js") as typeof import("@grpc/grpc-js");
-  const { EngineClient } = pulumi("@pulumi/pulumi/proto/engine_grpc_pb.js") as typeof import("@pulumi/pulumi/proto/engine_grpc_pb.js");
-  const messages = pulumi("@pulumi/pulumi/proto/engine_pb.js") as typeof import("@pulumi/pulumi/proto/engine_pb.js");
+  const grpc = pulumi("@grpc/grpc-js") as typeof Grpc;
+  const { EngineClient } = pulumi("@pulumi/pulumi/proto/engine_grpc_pb.js") as typeof Services;
+  const messages = pulumi("@pulumi/pulumi/proto/engine_pb.js") as typeof Messages;
   const client = new EngineClient(address, grpc.credentials.createInsecure());
   return {
     log({ severity, text, ephemeral }) {
