@@ -50,7 +50,6 @@ export async function fillUserland(root: string, packages: string): Promise<void
   guestFile(root, "application", { path: "etc/init.d/application", mode: 0o755 });
   guestFile(root, "passwd", { path: "etc/passwd", mode: 0o644 });
   guestFile(root, "group", { path: "etc/group", mode: 0o644 });
-  guestFile(root, "hostname", { path: "etc/hostname", mode: 0o644 });
 }
 
 /** Copies a file of the folder `guest` into an image. */
