@@ -6,12 +6,14 @@ import { promisify } from "node:util";
 import { guestName } from "../../../provider/agent/protocol.ts";
 import { createQemuDriver } from "../../../provider/hypervisors/qemu/driver.ts";
 import type { Guest } from "../../../provider/hypervisors/types.ts";
+import { buildImages } from "../../../tools/images/images.ts";
 import type { DriverBench } from "../../contracts/driver.ts";
 
 const execute = promisify(execFile);
 
 /** The QEMU driver with a bridge and a directory of its own; guests run as an unprivileged user that every Debian has. */
-export async function openQemuBench(basePath: string): Promise<DriverBench & { root: string; logged: string[] }> {
+export async function openQemuBench(): Promise<DriverBench & { root: string; logged: string[] }> {
+  const { vm: basePath } = await buildImages();
   const root = await mkdtemp(join(tmpdir(), "qemu-bench-"));
   const bridge = `qb${String(process.pid)}`;
   await execute("ip", ["link", "add", bridge, "type", "bridge"]);
@@ -35,6 +37,7 @@ export async function openQemuBench(basePath: string): Promise<DriverBench & { r
       return async () => void process.kill(pid, "SIGCONT");
     },
     async close() {
+      await driver.uninstall({ signal: AbortSignal.timeout(10_000), status: () => undefined });
       await execute("ip", ["link", "delete", bridge]);
       await rm(root, { recursive: true, force: true });
     },
@@ -55,7 +58,7 @@ export function describeGuest(id: string, basePath: string, bridge: string): Gue
       kind: "kvm",
       state: "running",
       base: { digest: "0".repeat(64) },
-      resources: { cores: 1, memoryMib: 128, diskMib: 256 },
+      resources: { cores: 1, memoryMib: 256, diskMib: 256 },
       ports: [],
       files: [],
       environment: {},

@@ -11,22 +11,20 @@ import type { Driver, Guest, Progress } from "../../../provider/hypervisors/type
 import { openQemuBench } from "./bench.ts";
 
 const execute = promisify(execFile);
-const base = process.env["CLOUDLET_TEST_BASE"];
 const progress: Progress = { signal: AbortSignal.timeout(900_000), status: () => undefined };
 
-describe.skipIf(base === undefined)("QEMU guests", () => {
+describe("QEMU guests", () => {
   let bench: Awaited<ReturnType<typeof openQemuBench>>;
   let driver: Driver;
   let guest: Guest;
   beforeAll(async () => {
-    bench = await openQemuBench(base ?? "");
+    bench = await openQemuBench();
     driver = bench.driver;
   });
   afterEach(async () => {
     await driver.remove(guest, progress);
   });
   afterAll(async () => {
-    await driver.uninstall(progress);
     await bench.close();
   });
   const shell = async (script: string, by: Driver = driver) =>
@@ -162,7 +160,7 @@ describe.skipIf(base === undefined)("QEMU guests", () => {
 
   it("grow their disk at the next start, and never shrink it", async () => {
     await boot("grown");
-    const larger = { ...guest, spec: { ...guest.spec, resources: { ...guest.spec.resources, diskMib: 512, memoryMib: 160 } } };
+    const larger = { ...guest, spec: { ...guest.spec, resources: { ...guest.spec.resources, diskMib: 512, memoryMib: 320 } } };
     expect(await driver.ensure(larger, progress)).toEqual({ restartNeeded: true });
     await driver.stop(guest, progress);
     await driver.ensure(larger, progress);
