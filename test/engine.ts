@@ -1,5 +1,4 @@
 import { execFileSync } from "node:child_process";
-import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
@@ -121,18 +120,11 @@ export function engineEnvironment(directory: string, engine = pulumiPath()): Rec
   };
 }
 
-/** `CLOUDLET_PULUMI`, else what the project's own script finds or builds. */
+/** The engine that the Makefile found, else what the project's own script finds or builds. */
 export function pulumiPath(): string {
-  const given = process.env["CLOUDLET_PULUMI"];
+  const given = process.env["PULUMI_ENGINE"];
   if (given !== undefined && given !== "") return given;
-  const script = join(repository, "tools", "setup", "engine.ts");
-  if (!existsSync(script)) throw new Error("set CLOUDLET_PULUMI to the pulumi executable");
-  return (
-    execFileSync(process.execPath, [script], { encoding: "utf8", timeout: 15 * 60_000 })
-      .trim()
-      .split("\n")
-      .at(-1) ?? ""
-  );
+  return execFileSync(join(repository, "tools", "engine", "build"), { encoding: "utf8", timeout: 15 * 60_000 }).trim();
 }
 
 interface Recorder {

@@ -71,7 +71,9 @@ function watch(lab: Lab<Hosts>): { stop(): Promise<{ longestGapMillis: number; a
 }
 
 async function traces(lab: Lab<Hosts>, gateway: "gw1" | "gw2"): Promise<string> {
-  return lab.hosts[gateway].run("ls -d /var/lib/cloudlet/agent /etc/init.d/cloudlet-agent /run/cloudlet 2>/dev/null; nft list tables 2>/dev/null; ip -br link show type bridge; getent passwd cloudlet || true");
+  return lab.hosts[gateway].run(
+    "ls -d /var/lib/cloudlet/agent /etc/init.d/cloudlet-agent /run/cloudlet 2>/dev/null; nft list tables 2>/dev/null; ip -br link show type bridge; getent passwd cloudlet || true",
+  );
 }
 
 const began = performance.now();
@@ -100,7 +102,9 @@ try {
     await stack.setConfig("base", kind === "kvm" ? images.vm : images.container);
     await stack.setConfig("subscriberAt", "gw1");
 
-    const first = await step("pulumi up: commission both gateways, start the application on gateway 1", async () => expectOk(await stack.up()));
+    const first = await step("pulumi up: commission both gateways, start the application on gateway 1", async () =>
+      expectOk(await stack.up()),
+    );
     let count = 0;
     await step("the subscriber visits the application at gateway 1, ten times", async () => {
       for (let visits = 0; visits < 10; visits++) count = (await visit(lab, "gw1")) ?? count;
@@ -110,7 +114,8 @@ try {
     console.log(styleText("bold", "\n  The subscriber moves to gateway 2; the program's input changes: subscriberAt gw1 → gw2"));
     await stack.setConfig("subscriberAt", "gw2");
     const preview = await step("pulumi preview", async () => expectOk(await stack.preview()));
-    for (const { op, type, name, changed } of preview.steps) if (op !== "same") console.log(`  ~ ${type} ${name}: ${op} (${changed.join(", ")})`);
+    for (const { op, type, name, changed } of preview.steps)
+      if (op !== "same") console.log(`  ~ ${type} ${name}: ${op} (${changed.join(", ")})`);
 
     const watcher = watch(lab);
     const moved = await step("pulumi up: move it", async () => expectOk(await stack.up()));
@@ -137,7 +142,8 @@ try {
       "the counter went back": seen.wentBack ? "YES" : "never",
       "gateways as before": clean ? "yes" : "NO",
     });
-    if (after === undefined || after <= count || seen.wentBack || !gone || !clean) throw new Error("the demo did not show what it promises");
+    if (after === undefined || after <= count || seen.wentBack || !gone || !clean)
+      throw new Error("the demo did not show what it promises");
     console.log(`Done in ${((performance.now() - began) / 1000).toFixed(0)} s.`);
   } finally {
     await stack.close();

@@ -1,5 +1,6 @@
 import type { Duplex } from "node:stream";
 import { CloudletError } from "../core/errors.ts";
+import { paths } from "../agent/protocol.ts";
 import { asRoot, deadlineOf, execute, lastLines, quote, type Access } from "./exec.ts";
 import { notStarted, type Link } from "./link.ts";
 import { TunnelStream } from "./stream.ts";
@@ -13,9 +14,8 @@ export interface Lease extends Access {
   release(): void;
 }
 
-/** Where commissioning puts the agent and its runtime. */
-export const agentRuntimePath = "/var/lib/cloudlet/agent/node";
-export const agentBundlePath = "/var/lib/cloudlet/agent/agent.js";
+/** Where commissioning puts the agent. */
+export const agentProgram = `${paths.root}/agent.js`;
 
 /** A host whose every operation takes a live connection from the pool, so it outlives a lost one. */
 export function createRemoteHost(first: Pick<Link, "label" | "fingerprint">, lease: (signal?: AbortSignal) => Promise<Lease>): RemoteHost {
@@ -103,8 +103,9 @@ async function stream(
 
 /** sshd opens sockets with the login user's rights: who is not root goes through the agent's program, under sudo. */
 async function bridge({ link }: Access, path: string, signal: AbortSignal): Promise<Duplex> {
-  const script = `if ! [ -x ${agentRuntimePath} ] || ! [ -f ${agentBundlePath} ]; then echo 'the cloudlet agent is not installed' >&2; exit 69; fi
-exec ${agentRuntimePath} ${agentBundlePath} bridge ${quote(path)}`;
+  const script = `node=$(command -v node || command -v nodejs)
+if [ -z "$node" ] || ! [ -f ${agentProgram} ]; then echo 'the cloudlet agent is not installed' >&2; exit 69; fi
+exec "$node" ${agentProgram} bridge ${quote(path)}`;
   const { channel, exitCode, closed } = await link.command(asRoot({ sudo: true }, script), signal);
   let errors = "";
   channel.stderr.on("data", (chunk: Buffer) => (errors = (errors + chunk.toString()).slice(-4000)));

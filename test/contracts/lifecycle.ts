@@ -25,7 +25,8 @@ export function declarationFor(kind: Kind): Declaration {
 const updated = (outcome: Outcome, name = "counter") => outcome.steps.filter((step) => step.name === name && step.op === "update").flatMap(({ changed }) => changed);
 
 async function unchanged({ gateways, now }: Life): Promise<void> {
-  expect(await gateways.preview(now)).toMatchObject({ ok: true, steps: [] });
+  const previewed = await gateways.preview(now);
+  expect(previewed, previewed.text).toMatchObject({ ok: true, steps: [] });
 }
 
 /** The life of everything that is declared, in order; every door and every kind goes through the same rows. */

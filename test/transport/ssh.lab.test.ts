@@ -18,10 +18,9 @@ process.stdin.pipe(socket).pipe(process.stdout);`;
 
 const sudoUser = `useradd -M -p '*' -s /bin/bash cloudlet-lab
 useradd -M -p '*' -s /bin/bash cloudlet-bare
-mkdir -p /etc/sudoers.d /var/lib/cloudlet/agent
+mkdir -p /etc/sudoers.d /var/lib/cloudlet
 echo 'cloudlet-lab ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/cloudlet-lab
-ln -s ${process.execPath} /var/lib/cloudlet/agent/node
-cat >/var/lib/cloudlet/agent/agent.js <<'END'
+cat >/var/lib/cloudlet/agent.js <<'END'
 ${bridgeProgram}
 END`;
 
