@@ -45,6 +45,8 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
   description: string;
   inputs: Inputs;
   outputs: Outputs;
+  /** Nothing on any node: a replacement need not wait for the deletion, which would take dependants along. */
+  inStateOnly?: boolean;
   /** The id: readable, stable, sufficient for import; never says where a cloudlet runs. */
   identity(inputs: z.infer<Inputs>): string;
   /** Completes inputs from the operator's machine (digests), before constraints are checked. Values may be missing where they are unknown. */

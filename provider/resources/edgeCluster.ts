@@ -15,6 +15,7 @@ export const edgeCluster = defineResource({
   description: "The nodes that serve one application. Every cloudlet belongs to a cluster; a second application on a cluster is refused in preview.",
   inputs,
   outputs: z.looseObject({}),
+  inStateOnly: true,
   identity: ({ name }) => name,
   // a cluster exists in state only, so what is known is what is true
   observe: async (known) => known,
