@@ -37,7 +37,8 @@ export function dynamicHooks({ definitions, declarations, digests, open }: Dynam
     },
 
     diff(_id, olds: Props, news: Props) {
-      const changes = diffInputs(find(token).inputs, olds, news);
+      const definition = find(token);
+      const changes = diffInputs(definition.inputs, olds, news);
       const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
       return Promise.resolve({ changes: changes.length > 0, replaces: [...replaces], deleteBeforeReplace: definition.inStateOnly !== true });
     },
