@@ -180,7 +180,11 @@ function stepOf({ resourcePreEvent, resOutputsEvent }: EngineEvent): Step[] {
   const metadata = resourcePreEvent?.metadata ?? (resOutputsEvent?.metadata.op === "refresh" ? resOutputsEvent.metadata : undefined);
   if (!metadata || metadata.type.startsWith("pulumi:")) return [];
   if (resourcePreEvent && metadata.op === "refresh") return [];
-  const changed = metadata.detailedDiff ? Object.keys(metadata.detailedDiff) : metadata.diffs?.length ? metadata.diffs : differing(metadata.old, metadata.new);
+  const changed = metadata.detailedDiff
+    ? Object.keys(metadata.detailedDiff)
+    : metadata.diffs?.length
+      ? metadata.diffs
+      : differing(metadata.old, metadata.new);
   return [
     {
       op: metadata.op,

@@ -47,7 +47,10 @@ export class Gateways {
       const hypervisors = new Map<string, InstanceType<typeof Hypervisor>>();
       for (const [name, gateway] of Object.entries(declaration.gateways)) {
         const { host, privateKey, hostKey, user } = this.lab.hosts[name as GatewayName].connection;
-        const node = new Node(name, { connection: { host, privateKey, hostKey, user, ...gateway.connection }, ...(gateway.onUnreachable && { onUnreachable: gateway.onUnreachable }) });
+        const node = new Node(name, {
+          connection: { host, privateKey, hostKey, user, ...gateway.connection },
+          ...(gateway.onUnreachable && { onUnreachable: gateway.onUnreachable }),
+        });
         hypervisors.set(name, new Hypervisor(`${gateway.kind}-${name}`, { node, kind: gateway.kind }));
       }
       const cluster = new EdgeCluster("visits", { application: declaration.application ?? "visit-counter" });
@@ -55,7 +58,8 @@ export class Gateways {
       if (!hypervisor || !declaration.at) return {};
       const kind = declaration.gateways[declaration.at]?.kind;
       const { volume: wanted } = declaration;
-      const volume = wanted && new Volume("data", { hypervisor, sizeMib: wanted.sizeMib, ...(wanted.retainOnDelete && { retainOnDelete: true }) });
+      const volume =
+        wanted && new Volume("data", { hypervisor, sizeMib: wanted.sizeMib, ...(wanted.retainOnDelete && { retainOnDelete: true }) });
       const cloudlet = new Cloudlet("counter", {
         cluster,
         hypervisor,
@@ -67,7 +71,13 @@ export class Gateways {
         ...(volume && !wanted.detached && { volumes: [{ volume, path: "/data" }] }),
         ...declaration.cloudlet,
       });
-      return { endpoint: cloudlet.endpoint, lastMove: cloudlet.lastMove, accelerator: cloudlet.accelerator, imageDigest: cloudlet.imageDigest, status: cloudlet.status };
+      return {
+        endpoint: cloudlet.endpoint,
+        lastMove: cloudlet.lastMove,
+        accelerator: cloudlet.accelerator,
+        imageDigest: cloudlet.imageDigest,
+        status: cloudlet.status,
+      };
     };
   }
 
@@ -81,7 +91,13 @@ export class Gateways {
 
   /** The subscriber asks the application at a gateway; undefined = no answer. */
   async visit(gateway: GatewayName, path = "/", port = 8080): Promise<number | undefined> {
-    const { stdout } = await this.lab.hosts.subscriber.exec(["curl", "-s", "-m", "2", `http://${this.lab.hosts[gateway].address}:${port}${path}`]);
+    const { stdout } = await this.lab.hosts.subscriber.exec([
+      "curl",
+      "-s",
+      "-m",
+      "2",
+      `http://${this.lab.hosts[gateway].address}:${port}${path}`,
+    ]);
     const count = /"counter": *(\d+)/.exec(stdout)?.[1];
     return count === undefined ? undefined : Number(count);
   }
@@ -92,21 +108,30 @@ export class Gateways {
 
   /** Sends the agent of a gateway a signal, by the pid in its lock file. */
   async signalAgent(gateway: GatewayName, signal: "KILL" | "TERM"): Promise<void> {
-    await this.lab.hosts[gateway].run(`for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '/var/lib/cloudlet/agent.js' && kill -${signal} \${p#/proc/}; done; true`);
+    await this.lab.hosts[gateway].run(
+      `for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q '/var/lib/cloudlet/agent.js' && kill -${signal} \${p#/proc/}; done; true`,
+    );
   }
 
   /** Ids of the cloudlets whose guest really runs on a gateway, whatever any record says. */
   async running(gateway: GatewayName): Promise<number> {
     const host = this.lab.hosts[gateway];
     const qemus = await host.run("for p in /proc/[0-9]*; do readlink $p/exe 2>/dev/null | grep -q qemu-system && echo $p; done; true");
-    const containers = await host.run("curl -s --unix-socket /var/lib/lxd/unix.socket 'http://lxd/1.0/instances?recursion=1' 2>/dev/null || true");
+    const containers = await host.run(
+      "curl -s --unix-socket /var/lib/lxd/unix.socket 'http://lxd/1.0/instances?recursion=1' 2>/dev/null || true",
+    );
     return qemus.split("\n").filter(Boolean).length + (containers.match(/"status": *"Running"/g) ?? []).length;
   }
 
   /** Runs a command in the cloudlet through the package's own function. */
   async exec(command: string[], gateway: GatewayName = "gw1"): Promise<string> {
-    const { functions } = createRequire(join(this.stack.directory, "x"))("pulumi-cloudlet/hooks") as typeof import("../provider/doors/dynamic/hooks.ts");
-    const { stdout, stderr, exitCode } = await functions.exec(this.lab.hosts[gateway].connection, "visits/counter", { command, timeoutSeconds: 30 });
+    const { functions } = createRequire(join(this.stack.directory, "x"))(
+      "pulumi-cloudlet/hooks",
+    ) as typeof import("../provider/doors/dynamic/hooks.ts");
+    const { stdout, stderr, exitCode } = await functions.exec(this.lab.hosts[gateway].connection, "visits/counter", {
+      command,
+      timeoutSeconds: 30,
+    });
     if (exitCode !== 0) throw new Error(`${command.join(" ")} ended with ${exitCode}: ${stderr}`);
     return stdout;
   }
@@ -149,7 +174,10 @@ function changes(outcome: Outcome): Outcome {
 }
 
 /** `name` is the lab's, so that files may run one after the other without meeting each other's remains. */
-export async function openGateways(name: string, { lxd = [], bare = [] }: { lxd?: GatewayName[]; bare?: GatewayName[] } = {}): Promise<Gateways> {
+export async function openGateways(
+  name: string,
+  { lxd = [], bare = [] }: { lxd?: GatewayName[]; bare?: GatewayName[] } = {},
+): Promise<Gateways> {
   const images = await buildImages();
   const host = (gateway: GatewayName) => ({ name: gateway, lxd: lxd.includes(gateway), bare: bare.includes(gateway) });
   const lab = await createLab({ name, hosts: [host("gw1"), host("gw2"), { name: "subscriber" }] });
@@ -163,7 +191,9 @@ export async function openGateways(name: string, { lxd = [], bare = [] }: { lxd?
 }
 
 /** Visits without pause from the subscriber, at both gateways, until told to stop. */
-export function watchSubscriber(gateways: Gateways): { stop(): Promise<{ longestGapMillis: number; answers: number; last: number; wentBack: string[] }> } {
+export function watchSubscriber(gateways: Gateways): {
+  stop(): Promise<{ longestGapMillis: number; answers: number; last: number; wentBack: string[] }>;
+} {
   let running = true;
   let lastAnswer = performance.now();
   const seen = { longestGapMillis: 0, answers: 0, last: 0, wentBack: [] as string[] };

@@ -6,7 +6,18 @@ import { CloudletError, codeOf, errorCodes } from "../core/errors.ts";
 import type { ErrorCode } from "../core/errors.ts";
 import type { Rest, RestRequest, RestResponse } from "../transport/types.ts";
 import type { AgentClient, CallOptions } from "./clientTypes.ts";
-import { execResultSchema, factsSchema, guestName, hypervisorStatusSchema, infoSchema, instanceStatusSchema, jobErrorSchema, jobEventSchema, verbs, volumeStatusSchema } from "./protocol.ts";
+import {
+  execResultSchema,
+  factsSchema,
+  guestName,
+  hypervisorStatusSchema,
+  infoSchema,
+  instanceStatusSchema,
+  jobErrorSchema,
+  jobEventSchema,
+  verbs,
+  volumeStatusSchema,
+} from "./protocol.ts";
 import type { JobEvent, Verb, VerbArgs, VerbResult } from "./protocol.ts";
 
 const callMillis = 60_000;
@@ -32,17 +43,31 @@ export function createAgentClient(rest: Rest): AgentClient {
     log: (id, lines, options) => call(rest, { method: "GET", path: `${instancePath(id)}/log?lines=${String(lines)}` }, options),
     async exec(id, request, options = {}) {
       const timeoutMillis = ((request.timeoutSeconds ?? 60) + 15) * 1000;
-      const body = await call(rest, { method: "POST", path: `${instancePath(id)}/exec`, body: { ...request } }, { timeoutMillis, ...options });
+      const body = await call(
+        rest,
+        { method: "POST", path: `${instancePath(id)}/exec`, body: { ...request } },
+        { timeoutMillis, ...options },
+      );
       return parse(rest, execResultSchema, body);
     },
     volume: (id, options) => orUndefined(get(rest, `/v1/volumes/${encodeURIComponent(id)}`, { schema: volumeStatusSchema, options })),
     async hasBlob(digest, options) {
       const { status } = await send(rest, { method: "HEAD", path: `/v1/blobs/${digest}` }, { timeoutMillis: callMillis, ...options });
-      if (status !== 200 && status !== 404) throw new CloudletError("FAILED", `${rest.label} answered ${String(status)} when asked for data ${digest}`);
+      if (status !== 200 && status !== 404)
+        throw new CloudletError("FAILED", `${rest.label} answered ${String(status)} when asked for data ${digest}`);
       return status === 200;
     },
     async putBlob(digest, bytes, body, options) {
-      await call(rest, { method: "PUT", path: `/v1/blobs/${digest}`, headers: { "content-length": String(bytes), "content-type": "application/octet-stream" }, body: body() }, { timeoutMillis: blobMillis, ...options });
+      await call(
+        rest,
+        {
+          method: "PUT",
+          path: `/v1/blobs/${digest}`,
+          headers: { "content-length": String(bytes), "content-type": "application/octet-stream" },
+          body: body(),
+        },
+        { timeoutMillis: blobMillis, ...options },
+      );
     },
     run: (verb, args, options) => runJob(rest, { verb, args }, options),
   };
@@ -55,7 +80,11 @@ export function jobId<V extends Verb>(verb: V, args: VerbArgs<V>): string {
   return `${verb}-${id === undefined ? "node" : guestName(id)}-${digest}`;
 }
 
-async function runJob<V extends Verb>(rest: Rest, { verb, args }: { verb: V; args: VerbArgs<V> }, options: CallOptions = {}): Promise<VerbResult<V>> {
+async function runJob<V extends Verb>(
+  rest: Rest,
+  { verb, args }: { verb: V; args: VerbArgs<V> },
+  options: CallOptions = {},
+): Promise<VerbResult<V>> {
   const id = jobId(verb, args);
   const path = `/v1/jobs/${encodeURIComponent(id)}`;
   const timeout = AbortSignal.timeout(options.timeoutMillis ?? jobMillis);
@@ -83,7 +112,11 @@ async function runJob<V extends Verb>(rest: Rest, { verb, args }: { verb: V; arg
     await call(rest, { method: "DELETE", path }, { timeoutMillis: 5_000 }).catch(() => undefined);
     const what = `${verb} on ${rest.label}`;
     if (options.signal?.aborted === true) throw new CloudletError("ABORTED", `${what} was cancelled`, { cause: error });
-    throw new CloudletError(follower.lost ? "UNREACHABLE" : "TIMEOUT", `${what} did not end within ${String(Math.round((options.timeoutMillis ?? jobMillis) / 1000))} s`, { cause: error });
+    throw new CloudletError(
+      follower.lost ? "UNREACHABLE" : "TIMEOUT",
+      `${what} did not end within ${String(Math.round((options.timeoutMillis ?? jobMillis) / 1000))} s`,
+      { cause: error },
+    );
   }
 }
 
@@ -113,14 +146,23 @@ interface Follower {
 }
 
 /** Follows a job to its end. undefined = the stream ended before the job did. */
-async function follow(rest: Rest, path: string, { follower, signal }: { follower: Follower; signal: AbortSignal }): Promise<JobEnd | undefined> {
-  const response = await send(rest, { method: "GET", path: `${path}/events?from=${String(follower.next)}` }, { signal, timeoutMillis: silenceMillis });
+async function follow(
+  rest: Rest,
+  path: string,
+  { follower, signal }: { follower: Follower; signal: AbortSignal },
+): Promise<JobEnd | undefined> {
+  const response = await send(
+    rest,
+    { method: "GET", path: `${path}/events?from=${String(follower.next)}` },
+    { signal, timeoutMillis: silenceMillis },
+  );
   if (response.status !== 200) throw errorOf(rest, response.status, await textOf(rest, response));
   follower.lost = false;
   for await (const event of eventsOf(rest, response.body)) {
     follower.next = event.seq + 1;
     follower.onEvent?.(event);
-    if (event.type === "failed") return { error: new CloudletError(toCode(event.error.code), `${rest.label}: ${event.error.message}`, { fix: event.error.fix }) };
+    if (event.type === "failed")
+      return { error: new CloudletError(toCode(event.error.code), `${rest.label}: ${event.error.message}`, { fix: event.error.fix }) };
     if (event.type === "done") return { value: event.result };
   }
   return undefined;
@@ -142,7 +184,11 @@ async function* eventsOf(rest: Rest, body: Readable): AsyncGenerator<JobEvent> {
   }
 }
 
-async function get<S extends z.ZodType>(rest: Rest, path: string, { schema, options }: { schema: S; options: CallOptions | undefined }): Promise<z.infer<S>> {
+async function get<S extends z.ZodType>(
+  rest: Rest,
+  path: string,
+  { schema, options }: { schema: S; options: CallOptions | undefined },
+): Promise<z.infer<S>> {
   return parse(rest, schema, await call(rest, { method: "GET", path }, options));
 }
 
@@ -155,7 +201,11 @@ async function call(rest: Rest, request: RestRequest, options: CallOptions = {})
 }
 
 function send(rest: Rest, request: RestRequest, { signal, timeoutMillis }: CallOptions): Promise<RestResponse> {
-  return rest.request({ ...request, ...(signal === undefined ? {} : { signal }), ...(timeoutMillis === undefined ? {} : { timeoutMillis }) });
+  return rest.request({
+    ...request,
+    ...(signal === undefined ? {} : { signal }),
+    ...(timeoutMillis === undefined ? {} : { timeoutMillis }),
+  });
 }
 
 async function textOf(rest: Rest, response: RestResponse): Promise<string> {
@@ -164,7 +214,8 @@ async function textOf(rest: Rest, response: RestResponse): Promise<string> {
   try {
     for await (const chunk of response.body as AsyncIterable<Buffer>) {
       bytes += chunk.length;
-      if (bytes > answerLimit) throw new CloudletError("FAILED", `${rest.label} answered with more than ${String(answerLimit / 1024 / 1024)} MiB`);
+      if (bytes > answerLimit)
+        throw new CloudletError("FAILED", `${rest.label} answered with more than ${String(answerLimit / 1024 / 1024)} MiB`);
       chunks.push(chunk);
     }
   } catch (error) {
@@ -177,7 +228,11 @@ function parse<S extends z.ZodType>(rest: Rest, schema: S, value: unknown): z.in
   try {
     return schema.parse(typeof value === "string" ? JSON.parse(value) : value);
   } catch (cause) {
-    throw new CloudletError("BUG", `${rest.label} answered something that does not fit the protocol: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
+    throw new CloudletError(
+      "BUG",
+      `${rest.label} answered something that does not fit the protocol: ${cause instanceof Error ? cause.message : String(cause)}`,
+      { cause },
+    );
   }
 }
 
@@ -196,7 +251,11 @@ function toCode(code: string): ErrorCode {
 
 /** A body that breaks off is a lost connection, whatever the library below calls it. */
 function lost(rest: Rest, error: unknown): unknown {
-  return codeOf(error) === "BUG" ? new CloudletError("UNREACHABLE", `the connection to ${rest.label} was lost`, { cause: error }) : codeOf(error) === "TIMEOUT" ? new CloudletError("UNREACHABLE", `${rest.label} fell silent`, { cause: error }) : error;
+  return codeOf(error) === "BUG"
+    ? new CloudletError("UNREACHABLE", `the connection to ${rest.label} was lost`, { cause: error })
+    : codeOf(error) === "TIMEOUT"
+      ? new CloudletError("UNREACHABLE", `${rest.label} fell silent`, { cause: error })
+      : error;
 }
 
 function unlessMissing(error: unknown): undefined {

@@ -1,5 +1,17 @@
 import type { Readable } from "node:stream";
-import type { AgentInfo, ExecRequest, Facts, HypervisorStatus, InstanceExecResult, InstanceStatus, JobEvent, Verb, VerbArgs, VerbResult, VolumeStatus } from "./protocol.ts";
+import type {
+  AgentInfo,
+  ExecRequest,
+  Facts,
+  HypervisorStatus,
+  InstanceExecResult,
+  InstanceStatus,
+  JobEvent,
+  Verb,
+  VerbArgs,
+  VerbResult,
+  VolumeStatus,
+} from "./protocol.ts";
 
 export interface CallOptions {
   signal?: AbortSignal | undefined;

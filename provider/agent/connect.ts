@@ -16,7 +16,8 @@ export async function connectAgent(host: RemoteHost, rest: Rest, { bundle, ...wa
   });
   if (info?.protocol === protocolVersion && info.digest === digestOfFile(bundle)) return client;
   const facts = await gatherFacts(host, watch);
-  if (facts.record === undefined) throw new CloudletError("NOT_FOUND", `${host.label} is not commissioned`, { fix: "declare a Node for it" });
+  if (facts.record === undefined)
+    throw new CloudletError("NOT_FOUND", `${host.label} is not commissioned`, { fix: "declare a Node for it" });
   await bringUpAgent(host, { bundle, facts }, watch);
   return client;
 }

@@ -5,11 +5,16 @@ import type { HypervisorSpec } from "./protocol.ts";
 export async function createDriver(spec: HypervisorSpec, options: { root: string; log(line: string): void }): Promise<Driver> {
   if (spec.kind === "kvm") {
     const { createQemuDriver } = await import("../hypervisors/qemu/driver.ts");
-    return createQemuDriver({ log: (line) => { options.log(line); } });
+    return createQemuDriver({
+      log: (line) => {
+        options.log(line);
+      },
+    });
   }
   const { createLxdDriver } = await import("../hypervisors/lxd/driver.ts");
   const { findLxdSocket, restOverSocket, restOverTls } = await import("../hypervisors/lxd/socketRest.ts");
-  const rest = spec.lxd === undefined ? restOverSocket(findLxdSocket(), "LXD on this node") : restOverTls(spec.lxd, `LXD at ${spec.lxd.address}`);
+  const rest =
+    spec.lxd === undefined ? restOverSocket(findLxdSocket(), "LXD on this node") : restOverTls(spec.lxd, `LXD at ${spec.lxd.address}`);
   return createLxdDriver({ root: options.root, rest });
 }
 

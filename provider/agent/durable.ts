@@ -36,7 +36,10 @@ export async function readJson<S extends z.ZodType>(file: string, schema: S): Pr
   try {
     return schema.parse(JSON.parse(text));
   } catch (cause) {
-    throw new CloudletError("INTEGRITY", `${file} is damaged: ${cause instanceof Error ? cause.message : String(cause)}`, { cause, fix: "restore the file or remove what it describes" });
+    throw new CloudletError("INTEGRITY", `${file} is damaged: ${cause instanceof Error ? cause.message : String(cause)}`, {
+      cause,
+      fix: "restore the file or remove what it describes",
+    });
   }
 }
 

@@ -47,7 +47,13 @@ export function parseOsRelease(content: string): Record<string, string> {
 
 export function parseCpuInfo(content: string): { model: string; flags: string[] } {
   const field = (name: RegExp): string => name.exec(content)?.[1]?.trim() ?? "";
-  return { model: field(/^(?:model name|Model)\s*:(.*)$/m) || "unknown", flags: field(/^(?:flags|Features)\s*:(.*)$/m).split(/\s+/).filter(Boolean).sort() };
+  return {
+    model: field(/^(?:model name|Model)\s*:(.*)$/m) || "unknown",
+    flags: field(/^(?:flags|Features)\s*:(.*)$/m)
+      .split(/\s+/)
+      .filter(Boolean)
+      .sort(),
+  };
 }
 
 /** Probing executes a guest, so it is done once per boot. */

@@ -42,14 +42,27 @@ export class Hypervisors {
     const spec = await this.current();
     if (spec === undefined) return undefined;
     const { version, accelerator } = await this.describe();
-    return { kind: spec.kind, owners: spec.owners, version, accelerator, abilities: [...abilitiesOf[spec.kind]], cloudlets: await this.#owned() };
+    return {
+      kind: spec.kind,
+      owners: spec.owners,
+      version,
+      accelerator,
+      abilities: [...abilitiesOf[spec.kind]],
+      cloudlets: await this.#owned(),
+    };
   }
 
   /** The driver for cloudlets of this kind; REFUSED where the node has another kind, or none. */
   async driver(kind: Kind): Promise<Driver> {
     const spec = await this.current();
-    if (spec === undefined) throw new CloudletError("REFUSED", `this node has no hypervisor, so it cannot run a cloudlet of kind ${kind}`, { fix: "declare a Hypervisor on this node" });
-    if (spec.kind !== kind) throw new CloudletError("REFUSED", `this node's hypervisor is ${spec.kind}, so it cannot run a cloudlet of kind ${kind}`, { fix: "choose a hypervisor of the cloudlet's kind" });
+    if (spec === undefined)
+      throw new CloudletError("REFUSED", `this node has no hypervisor, so it cannot run a cloudlet of kind ${kind}`, {
+        fix: "declare a Hypervisor on this node",
+      });
+    if (spec.kind !== kind)
+      throw new CloudletError("REFUSED", `this node's hypervisor is ${spec.kind}, so it cannot run a cloudlet of kind ${kind}`, {
+        fix: "choose a hypervisor of the cloudlet's kind",
+      });
     const key = JSON.stringify([spec.kind, spec.lxd]);
     if (this.#driver?.key !== key) {
       this.#driver = { key, driver: await this.#options.createDriver({ ...spec, owner: "" }) };
@@ -71,7 +84,9 @@ export class Hypervisors {
   async apply(spec: HypervisorSpec, context: JobContext): Promise<HypervisorStatus> {
     const existing = await this.current();
     if (existing !== undefined && existing.kind !== spec.kind) {
-      throw new CloudletError("REFUSED", `this node already has a hypervisor of kind ${existing.kind}; a node has exactly one`, { fix: "remove that hypervisor first" });
+      throw new CloudletError("REFUSED", `this node already has a hypervisor of kind ${existing.kind}; a node has exactly one`, {
+        fix: "remove that hypervisor first",
+      });
     }
     context.status(`looking for ${spec.kind === "kvm" ? "QEMU" : "LXD"}`);
     // a hypervisor that does not answer is not recorded
@@ -90,9 +105,13 @@ export class Hypervisors {
     const existing = await this.current();
     if (existing === undefined || !existing.owners.includes(owner)) return;
     const others = existing.owners.filter((other) => other !== owner);
-    const inTheWay = (await this.#options.records.list()).filter((record) => record.ownership.role !== "released" && (others.length === 0 || record.spec.owner === owner));
+    const inTheWay = (await this.#options.records.list()).filter(
+      (record) => record.ownership.role !== "released" && (others.length === 0 || record.spec.owner === owner),
+    );
     if (inTheWay.length > 0) {
-      throw new CloudletError("REFUSED", `cloudlets are on this hypervisor: ${inTheWay.map((record) => record.spec.id).join(", ")}`, { fix: "remove or move them first" });
+      throw new CloudletError("REFUSED", `cloudlets are on this hypervisor: ${inTheWay.map((record) => record.spec.id).join(", ")}`, {
+        fix: "remove or move them first",
+      });
     }
     if (others.length > 0) await this.#write({ ...existing, owners: others });
     else await this.uninstall(context);

@@ -2,7 +2,18 @@ import type { Commission, CommissionRecord, Context } from "../core/context.ts";
 import { CloudletError } from "../core/errors.ts";
 import type { RemoteHost } from "../transport/types.ts";
 import { bringUpAgent, gatherFacts } from "./agentService.ts";
-import { agentFile, commissionSchema, initFile, missingFrom, oldestNode, plannedPackages, platformProblem, requiredPackages, serviceCommand, unitFile } from "./installText.ts";
+import {
+  agentFile,
+  commissionSchema,
+  initFile,
+  missingFrom,
+  oldestNode,
+  plannedPackages,
+  platformProblem,
+  requiredPackages,
+  serviceCommand,
+  unitFile,
+} from "./installText.ts";
 import type { NodeFacts, StoredCommission } from "./installText.ts";
 import { guestUser, paths } from "./protocol.ts";
 
@@ -19,7 +30,10 @@ export function createCommission({ bundle }: { bundle: string }): Commission {
       context.status(`looking at ${host.label}`);
       const facts = await gatherFacts(host, context);
       const problem = platformProblem(facts.os);
-      if (problem !== undefined) throw new CloudletError("UNSUPPORTED", `${host.label}: ${problem}`, { fix: "use Debian 12 or newer, or an Ubuntu LTS from 22.04 on" });
+      if (problem !== undefined)
+        throw new CloudletError("UNSUPPORTED", `${host.label}: ${problem}`, {
+          fix: "use Debian 12 or newer, or an Ubuntu LTS from 22.04 on",
+        });
       const record = await claimNode(host, { facts, options }, context);
       const prepared = await prepare(host, { facts, record, install: options.install }, context);
       await bringUpAgent(host, { bundle, facts: prepared.facts }, context);
@@ -52,11 +66,17 @@ export function problemsOf(facts: NodeFacts, record: StoredCommission): string[]
   return problems;
 }
 
-async function claimNode(host: RemoteHost, { facts, options }: { facts: NodeFacts; options: ApplyOptions }, context: Context): Promise<StoredCommission> {
+async function claimNode(
+  host: RemoteHost,
+  { facts, options }: { facts: NodeFacts; options: ApplyOptions },
+  context: Context,
+): Promise<StoredCommission> {
   const before: StoredCommission = facts.record ?? { owners: [], packages: [], user: false, sysctl: {}, kinds: [] };
   const missing = missingFrom(requiredPackages(facts, options.kinds), facts.installed);
   if (missing.length > 0 && options.install === "never") {
-    throw new CloudletError("REFUSED", `${host.label} lacks the packages ${missing.join(", ")}, and install is "never"`, { fix: `install them yourself, or set install: "auto"` });
+    throw new CloudletError("REFUSED", `${host.label} lacks the packages ${missing.join(", ")}, and install is "never"`, {
+      fix: `install them yourself, or set install: "auto"`,
+    });
   }
   const record: StoredCommission = {
     ...before,
@@ -69,18 +89,29 @@ async function claimNode(host: RemoteHost, { facts, options }: { facts: NodeFact
   return record;
 }
 
-async function prepare(host: RemoteHost, { facts, record, install }: { facts: NodeFacts; record: StoredCommission; install: "auto" | "never" }, context: Context): Promise<{ facts: NodeFacts; record: StoredCommission }> {
+async function prepare(
+  host: RemoteHost,
+  { facts, record, install }: { facts: NodeFacts; record: StoredCommission; install: "auto" | "never" },
+  context: Context,
+): Promise<{ facts: NodeFacts; record: StoredCommission }> {
   const missing = missingFrom(requiredPackages(facts, record.kinds), facts.installed);
   let latest = record;
   if (missing.length > 0 && install === "auto") latest = await installPackages(host, { facts, record, missing }, context);
   if (!facts.user) {
-    await host.run(`getent passwd ${guestUser} >/dev/null || useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ${guestUser}`, { signal: context.signal });
+    await host.run(
+      `getent passwd ${guestUser} >/dev/null || useradd --system --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ${guestUser}`,
+      { signal: context.signal },
+    );
   }
   if (facts.forward !== "1") await host.run("echo 1 >/proc/sys/net/ipv4/ip_forward", { signal: context.signal });
   return { facts: missing.length > 0 ? await gatherFacts(host, context) : facts, record: latest };
 }
 
-async function installPackages(host: RemoteHost, { facts, record, missing }: { facts: NodeFacts; record: StoredCommission; missing: string[] }, context: Context): Promise<StoredCommission> {
+async function installPackages(
+  host: RemoteHost,
+  { facts, record, missing }: { facts: NodeFacts; record: StoredCommission; missing: string[] },
+  context: Context,
+): Promise<StoredCommission> {
   const list = missing.join(" ");
   const simulate = `${apt} -s ${installOptions} ${list}`;
   context.status(`looking for ${missing.length === 1 ? "package" : "packages"} ${missing.join(", ")}`);
@@ -95,22 +126,34 @@ async function installPackages(host: RemoteHost, { facts, record, missing }: { f
   await writeRecord(host, planned, context);
   context.status(`installing ${missing.join(", ")} on ${host.label}`);
   // the lists may name versions that the mirror has replaced since
-  await host.run(`${apt} ${installOptions} ${list} || { ${apt} update && ${apt} ${installOptions} ${list}; }`, { signal: context.signal, timeoutMillis: installMillis });
+  await host.run(`${apt} ${installOptions} ${list} || { ${apt} update && ${apt} ${installOptions} ${list}; }`, {
+    signal: context.signal,
+    timeoutMillis: installMillis,
+  });
   return planned;
 }
 
 function checkNode(host: RemoteHost, facts: NodeFacts, simulation: string): void {
   const offered = Number(/^Inst nodejs (?:\[[^\]]*\] )?\((?:\d+:)?(\d+)/m.exec(simulation)?.[1] ?? facts.nodeCandidate);
   if (offered >= oldestNode) return;
-  throw new CloudletError("UNSUPPORTED", `${host.label} has no Node ${String(oldestNode)} or newer, and its distribution offers version ${String(offered)}`, { fix: `install Node ${String(oldestNode)} or newer on the node` });
+  throw new CloudletError(
+    "UNSUPPORTED",
+    `${host.label} has no Node ${String(oldestNode)} or newer, and its distribution offers version ${String(offered)}`,
+    { fix: `install Node ${String(oldestNode)} or newer on the node` },
+  );
 }
 
-async function decommission(host: RemoteHost, { facts, record }: { facts: NodeFacts; record: StoredCommission }, context: Context): Promise<void> {
+async function decommission(
+  host: RemoteHost,
+  { facts, record }: { facts: NodeFacts; record: StoredCommission },
+  context: Context,
+): Promise<void> {
   const { signal } = context;
   const agent = facts.node === undefined || facts.agentDigest === undefined ? undefined : `${facts.node.path} ${agentFile}`;
   if (agent !== undefined) {
     const remaining = (await host.run(`${agent} remaining`, { signal })).trim().split("\n").filter(Boolean);
-    if (remaining.length > 0) throw new CloudletError("REFUSED", `${host.label} still has ${remaining.join(", ")}`, { fix: "remove or move them first" });
+    if (remaining.length > 0)
+      throw new CloudletError("REFUSED", `${host.label} still has ${remaining.join(", ")}`, { fix: "remove or move them first" });
   }
   context.status(`stopping the agent on ${host.label}`);
   await host.run(`if [ -e ${unitFile} ] || [ -e ${initFile} ]; then ${serviceCommand("stop", facts.systemd)}; fi`, { signal });
@@ -118,9 +161,13 @@ async function decommission(host: RemoteHost, { facts, record }: { facts: NodeFa
   context.status(`removing the agent from ${host.label}`);
   await host.run(removalScript(record), { signal, timeoutMillis: 120_000 });
   await purge(host, record.packages, context);
-  const { stdout } = await host.exec(`rm -f ${paths.commission}; rmdir ${paths.root} 2>/dev/null; ls ${paths.root}/volumes/retained 2>/dev/null`, { signal });
+  const { stdout } = await host.exec(
+    `rm -f ${paths.commission}; rmdir ${paths.root} 2>/dev/null; ls ${paths.root}/volumes/retained 2>/dev/null`,
+    { signal },
+  );
   const retained = stdout.trim().split("\n").filter(Boolean);
-  if (retained.length > 0) context.warn(`${host.label} keeps the retained data of ${String(retained.length)} volumes below ${paths.root}/volumes/retained`);
+  if (retained.length > 0)
+    context.warn(`${host.label} keeps the retained data of ${String(retained.length)} volumes below ${paths.root}/volumes/retained`);
 }
 
 /** Everything but the record and retained volumes. */
@@ -132,7 +179,10 @@ function removalScript(record: StoredCommission): string {
     `for name in ${paths.root}/volumes/*; do [ "$name" = ${paths.root}/volumes/retained ] || rm -rf "$name"; done`,
     `rmdir ${paths.root}/volumes/retained ${paths.root}/volumes 2>/dev/null`,
     `rm -rf /run/cloudlet ${paths.log}`,
-    ...Object.entries(record.sysctl).map(([name, value]) => `printf %s '${value.replace(/[^0-9a-z ]/gi, "")}' >/proc/sys/${name.replace(/[^a-z0-9_.]/g, "").replaceAll(".", "/")}`),
+    ...Object.entries(record.sysctl).map(
+      ([name, value]) =>
+        `printf %s '${value.replace(/[^0-9a-z ]/gi, "")}' >/proc/sys/${name.replace(/[^a-z0-9_.]/g, "").replaceAll(".", "/")}`,
+    ),
     ...(record.user ? [`if getent passwd ${guestUser} >/dev/null; then userdel ${guestUser}; fi`] : []),
   ];
   return `set -u\n${lines.join("\n")}\ntrue\n`;
@@ -146,9 +196,15 @@ async function purge(host: RemoteHost, packages: readonly string[], context: Con
   const left = async (): Promise<string[]> => (await host.run(present, { signal: context.signal })).trim().split("\n").filter(Boolean);
   const before = await left();
   if (before.length === 0) return;
-  const { stderr } = await host.exec(`DEBIAN_FRONTEND=noninteractive dpkg --purge ${before.join(" ")}`, { signal: context.signal, timeoutMillis: installMillis });
+  const { stderr } = await host.exec(`DEBIAN_FRONTEND=noninteractive dpkg --purge ${before.join(" ")}`, {
+    signal: context.signal,
+    timeoutMillis: installMillis,
+  });
   const after = await left();
-  if (after.length > 0) context.warn(`${host.label} keeps packages that others need now: ${after.join(", ")} (${stderr.trim().split("\n").slice(-3).join("; ")})`);
+  if (after.length > 0)
+    context.warn(
+      `${host.label} keeps packages that others need now: ${after.join(", ")} (${stderr.trim().split("\n").slice(-3).join("; ")})`,
+    );
 }
 
 async function writeRecord(host: RemoteHost, record: StoredCommission, context: Context): Promise<void> {

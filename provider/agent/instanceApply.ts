@@ -19,7 +19,10 @@ import type { Services } from "./services.ts";
 export async function applyInstance(services: Services, args: VerbArgs<"instance.apply">, context: JobContext): Promise<InstanceStatus> {
   const { spec } = args;
   // images first: a spec whose data is not here changes nothing
-  const images = { basePath: await services.store.path(spec.base.digest), buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest) };
+  const images = {
+    basePath: await services.store.path(spec.base.digest),
+    buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest),
+  };
   const { record: claimed, driver, wasPending } = await claim(services, args);
   context.step("record");
   await services.network.publish(await services.records.list());
@@ -58,7 +61,10 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
 }
 
 /** Checks that the spec may be applied here and writes it down, as one step that nothing else on this node can get between. */
-async function claim(services: Services, { spec, fresh }: VerbArgs<"instance.apply">): Promise<{ record: InstanceRecord; driver: Driver; wasPending: boolean }> {
+async function claim(
+  services: Services,
+  { spec, fresh }: VerbArgs<"instance.apply">,
+): Promise<{ record: InstanceRecord; driver: Driver; wasPending: boolean }> {
   return services.lock.run("hypervisor", async () => {
     const known = await services.records.read(spec.id);
     // a note that one of this id moved away says nothing about a new one
@@ -88,17 +94,30 @@ async function claim(services: Services, { spec, fresh }: VerbArgs<"instance.app
 }
 
 function checkExisting(existing: InstanceRecord, spec: InstanceSpec): void {
-  if (existing.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `cloudlet ${spec.id} belongs to ${existing.spec.owner}, not to ${spec.owner}`);
+  if (existing.spec.owner !== spec.owner)
+    throw new CloudletError("CONFLICT", `cloudlet ${spec.id} belongs to ${existing.spec.owner}, not to ${spec.owner}`);
   requireOwner(existing);
-  if (existing.spec.kind !== spec.kind) throw new CloudletError("REFUSED", `cloudlet ${spec.id} is of kind ${existing.spec.kind} here and cannot become ${spec.kind} in place`, { fix: "move it to a hypervisor of the other kind" });
+  if (existing.spec.kind !== spec.kind)
+    throw new CloudletError(
+      "REFUSED",
+      `cloudlet ${spec.id} is of kind ${existing.spec.kind} here and cannot become ${spec.kind} in place`,
+      { fix: "move it to a hypervisor of the other kind" },
+    );
 }
 
 /** A changed base replaces the disk: only where what matters is declared to be elsewhere, or nothing was made yet. */
-async function checkBase(services: Services, { existing, spec, driver }: { existing: InstanceRecord; spec: InstanceSpec; driver: Driver }): Promise<void> {
+async function checkBase(
+  services: Services,
+  { existing, spec, driver }: { existing: InstanceRecord; spec: InstanceSpec; driver: Driver },
+): Promise<void> {
   if (existing.builtFrom === undefined || existing.builtFrom === spec.base.digest) return;
   if (spec.stateFiles.length > 0 || spec.volumes.length > 0 || existing.rebuilding === true) return;
   if ((await driver.observe(await guestOf(services, existing))) === undefined) return;
-  throw new CloudletError("REFUSED", `the base of cloudlet ${spec.id} changes, and what it wrote to its disk would be lost: it has neither stateFiles nor volumes`, { fix: "declare stateFiles or a volume, or replace the cloudlet" });
+  throw new CloudletError(
+    "REFUSED",
+    `the base of cloudlet ${spec.id} changes, and what it wrote to its disk would be lost: it has neither stateFiles nor volumes`,
+    { fix: "declare stateFiles or a volume, or replace the cloudlet" },
+  );
 }
 
 function checkPattern({ id, ready }: InstanceSpec): void {
@@ -109,14 +128,24 @@ function checkPattern({ id, ready }: InstanceSpec): void {
   }
 }
 
-export async function checkPorts(services: Services, { spec, others, existing }: { spec: InstanceSpec; others: InstanceRecord[]; existing: InstanceRecord | undefined }): Promise<void> {
+export async function checkPorts(
+  services: Services,
+  { spec, others, existing }: { spec: InstanceSpec; others: InstanceRecord[]; existing: InstanceRecord | undefined },
+): Promise<void> {
   for (const { hostPort, protocol } of spec.ports) {
     const same = (port: { hostPort: number; protocol: string }): boolean => port.hostPort === hostPort && port.protocol === protocol;
     const holder = others.find((other) => other.ownership.role !== "released" && other.spec.ports.some(same));
-    if (holder !== undefined) throw new CloudletError("CONFLICT", `${protocol} host port ${String(hostPort)} of cloudlet ${spec.id} is taken by cloudlet ${holder.spec.id}`, { fix: "choose another hostPort" });
+    if (holder !== undefined)
+      throw new CloudletError(
+        "CONFLICT",
+        `${protocol} host port ${String(hostPort)} of cloudlet ${spec.id} is taken by cloudlet ${holder.spec.id}`,
+        { fix: "choose another hostPort" },
+      );
     if (existing?.spec.ports.some(same) === true) continue;
     if ((protocol === "tcp" && hostPort === dataPort) || (await services.usedPorts(protocol)).has(hostPort)) {
-      throw new CloudletError("CONFLICT", `${protocol} host port ${String(hostPort)} of cloudlet ${spec.id} is used by the node itself`, { fix: "choose another hostPort" });
+      throw new CloudletError("CONFLICT", `${protocol} host port ${String(hostPort)} of cloudlet ${spec.id} is used by the node itself`, {
+        fix: "choose another hostPort",
+      });
     }
   }
 }
@@ -145,7 +174,9 @@ async function rebuild(services: Services, { record, driver, guest }: Opened, co
     if (stateFiles.length > 0) {
       context.status(`saving the state of ${id}`);
       await mkdir(path.dirname(aside), { recursive: true, mode: 0o700 });
-      await pipeline(await driver.exportState(guest, context), createWriteStream(`${aside}.tmp`, { mode: 0o600 }), { signal: context.signal });
+      await pipeline(await driver.exportState(guest, context), createWriteStream(`${aside}.tmp`, { mode: 0o600 }), {
+        signal: context.signal,
+      });
       await syncFile(`${aside}.tmp`);
       await rename(`${aside}.tmp`, aside);
       await syncDirectory(path.dirname(aside));

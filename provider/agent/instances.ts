@@ -19,7 +19,11 @@ export interface Opened {
 }
 
 /** The cloudlet as its driver sees it. The base may be missing where the guest is only observed or ended. */
-export async function guestOf(services: Services, record: InstanceRecord, images: { basePath: string; buildPath?: string | undefined } = { basePath: "" }): Promise<Guest> {
+export async function guestOf(
+  services: Services,
+  record: InstanceRecord,
+  images: { basePath: string; buildPath?: string | undefined } = { basePath: "" },
+): Promise<Guest> {
   const { spec } = record;
   return {
     name: guestName(spec.id),
@@ -27,14 +31,23 @@ export async function guestOf(services: Services, record: InstanceRecord, images
     basePath: images.basePath,
     buildPath: images.buildPath,
     directory: services.records.directoryOf(spec.id),
-    network: { bridge: subnet.bridge, mac: record.network.mac, address: record.network.address, prefix: subnet.prefix, gateway: subnet.gateway },
+    network: {
+      bridge: subnet.bridge,
+      mac: record.network.mac,
+      address: record.network.address,
+      prefix: subnet.prefix,
+      gateway: subnet.gateway,
+    },
     volumes: spec.volumes.map((volume) => ({ ...volume, hostPath: services.volumes.dataPath(volume.id) })),
   };
 }
 
 /** The verified base and build of a cloudlet. */
 export async function imagesOf(services: Services, { spec }: InstanceRecord): Promise<{ basePath: string; buildPath: string | undefined }> {
-  return { basePath: await services.store.path(spec.base.digest), buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest) };
+  return {
+    basePath: await services.store.path(spec.base.digest),
+    buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest),
+  };
 }
 
 /** Opens a cloudlet that must be there and that this node must own. */
@@ -51,8 +64,12 @@ export function requireOwner({ spec, ownership }: InstanceRecord): void {
   if (ownership.role === "owner") return;
   const peer = ownership.peer ?? "another node";
   throw ownership.role === "released"
-    ? new CloudletError("REFUSED", `cloudlet ${spec.id} has been given to ${peer} and never runs here again by itself`, { fix: "name the hypervisor where it is now, or move it back from there" })
-    : new CloudletError("REFUSED", `cloudlet ${spec.id} is on its way here from ${peer} and may not run yet`, { fix: "run `pulumi up` again to finish the move" });
+    ? new CloudletError("REFUSED", `cloudlet ${spec.id} has been given to ${peer} and never runs here again by itself`, {
+        fix: "name the hypervisor where it is now, or move it back from there",
+      })
+    : new CloudletError("REFUSED", `cloudlet ${spec.id} is on its way here from ${peer} and may not run yet`, {
+        fix: "run `pulumi up` again to finish the move",
+      });
 }
 
 /** undefined = this node has no record of it. */
@@ -93,19 +110,34 @@ export async function instanceLog(services: Services, id: string, lines: number)
   return (await services.hypervisors.driver(record.spec.kind)).log(await guestOf(services, record), lines);
 }
 
-export async function instanceExec(services: Services, id: string, { request, signal }: { request: ExecRequest; signal: AbortSignal }): Promise<InstanceExecResult> {
+export async function instanceExec(
+  services: Services,
+  id: string,
+  { request, signal }: { request: ExecRequest; signal: AbortSignal },
+): Promise<InstanceExecResult> {
   const record = await services.records.read(id);
   if (record === undefined) throw new CloudletError("NOT_FOUND", `cloudlet ${id} is not on this node`);
   requireOwner(record);
   const driver = await services.hypervisors.driver(record.spec.kind);
   const guest = await guestOf(services, record);
   const state = await driver.observe(guest);
-  if (state !== "running") throw new CloudletError("REFUSED", `cloudlet ${id} is ${state ?? "missing"}; commands run in a running one only`, { fix: "set its state to running first" });
-  return driver.exec(guest, request.command, { environment: request.environment, timeoutMillis: (request.timeoutSeconds ?? 60) * 1000, signal });
+  if (state !== "running")
+    throw new CloudletError("REFUSED", `cloudlet ${id} is ${state ?? "missing"}; commands run in a running one only`, {
+      fix: "set its state to running first",
+    });
+  return driver.exec(guest, request.command, {
+    environment: request.environment,
+    timeoutMillis: (request.timeoutSeconds ?? 60) * 1000,
+    signal,
+  });
 }
 
 /** Brings an existing guest to running, stopped or suspended, and waits for its readiness where it runs. */
-export async function bringTo({ record, driver, guest }: Opened, want: { state: GuestState; restart: boolean }, context: JobContext): Promise<void> {
+export async function bringTo(
+  { record, driver, guest }: Opened,
+  want: { state: GuestState; restart: boolean },
+  context: JobContext,
+): Promise<void> {
   const { id } = record.spec;
   let state = await driver.observe(guest);
   if (state !== undefined && state !== "stopped" && (want.state === "stopped" || want.restart)) {

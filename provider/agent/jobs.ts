@@ -62,7 +62,13 @@ export class Jobs {
     if (!jobIdPattern.test(id)) throw new CloudletError("INVALID", `job id "${id}" has characters that are not allowed`);
     const known = this.#jobs.get(id);
     if (known !== undefined && !known.ended) return { attached: true };
-    const job: Job = { events: [], changed: new EventEmitter().setMaxListeners(0), abort: new AbortController(), ended: false, finished: Promise.resolve() };
+    const job: Job = {
+      events: [],
+      changed: new EventEmitter().setMaxListeners(0),
+      abort: new AbortController(),
+      ended: false,
+      finished: Promise.resolve(),
+    };
     // a job that is started again becomes the newest
     this.#jobs.delete(id);
     this.#jobs.set(id, job);
@@ -81,7 +87,7 @@ export class Jobs {
       yield* this.#recorded(id).filter((event) => event.seq >= from);
       return;
     }
-    for (let next = 0; ; ) {
+    for (let next = 0; ;) {
       for (; next < job.events.length; next++) {
         const event = job.events[next];
         if (event !== undefined && event.seq >= from) yield event;

@@ -90,7 +90,9 @@ function bridge(target: string): void {
 }
 
 function digest(): string {
-  return createHash("sha256").update(readFileSync(process.argv[1] ?? "")).digest("hex");
+  return createHash("sha256")
+    .update(readFileSync(process.argv[1] ?? ""))
+    .digest("hex");
 }
 
 function log(line: string): void {

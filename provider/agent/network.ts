@@ -43,8 +43,11 @@ export class Network {
   }
 
   async #ensureBridge(): Promise<void> {
-    if (!(await bridgeExists())) await this.#run(["ip", "link", "add", subnet.bridge, "address", subnet.gatewayMac, "type", "bridge"], { timeoutMillis: 20_000 });
-    await this.#run(["ip", "address", "replace", `${subnet.gateway}/${String(subnet.prefix)}`, "dev", subnet.bridge], { timeoutMillis: 20_000 });
+    if (!(await bridgeExists()))
+      await this.#run(["ip", "link", "add", subnet.bridge, "address", subnet.gatewayMac, "type", "bridge"], { timeoutMillis: 20_000 });
+    await this.#run(["ip", "address", "replace", `${subnet.gateway}/${String(subnet.prefix)}`, "dev", subnet.bridge], {
+      timeoutMillis: 20_000,
+    });
     await this.#run(["ip", "link", "set", subnet.bridge, "up"], { timeoutMillis: 20_000 });
     await setKernel("net/ipv4/ip_forward", "1");
     // lets the node reach published ports through 127.0.0.1; the guard chain keeps guests away from it
@@ -75,6 +78,9 @@ async function setKernel(name: string, value: string): Promise<void> {
   try {
     await writeFile(file, value);
   } catch (cause) {
-    throw new CloudletError("FAILED", `the kernel setting ${name} cannot be set to ${value}`, { cause, fix: "let the agent run as root outside a restricted container" });
+    throw new CloudletError("FAILED", `the kernel setting ${name} cannot be set to ${value}`, {
+      cause,
+      fix: "let the agent run as root outside a restricted container",
+    });
   }
 }

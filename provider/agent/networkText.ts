@@ -14,7 +14,8 @@ export function publications(records: readonly InstanceRecord[]): Publication[] 
 /** The one nftables table, replaced as a whole in one transaction. */
 export function nftablesText(published: readonly Publication[]): string {
   const rules = published.map(
-    ({ protocol, hostPort, address, port }) => `    meta nfproto ipv4 fib daddr type local ${protocol} dport ${String(hostPort)} dnat ip to ${address}:${String(port)}\n`,
+    ({ protocol, hostPort, address, port }) =>
+      `    meta nfproto ipv4 fib daddr type local ${protocol} dport ${String(hostPort)} dnat ip to ${address}:${String(port)}\n`,
   );
   return `table inet cloudlet {
 }
@@ -47,7 +48,10 @@ ${rules.join("")}  }
 
 /** dnsmasq's list of fixed addresses. */
 export function dhcpHostsText(records: readonly InstanceRecord[]): string {
-  return records.map(({ network }) => `${network.mac},${network.address},infinite\n`).sort().join("");
+  return records
+    .map(({ network }) => `${network.mac},${network.address},infinite\n`)
+    .sort()
+    .join("");
 }
 
 export function dnsmasqArguments(directory: string): string[] {

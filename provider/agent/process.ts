@@ -33,7 +33,11 @@ export async function run(command: Command, options: RunOptions = {}): Promise<R
   const [program, ...args] = command;
   options.signal?.throwIfAborted();
   // a group of its own, so that a deadline ends the command's children too
-  const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"], env: { ...process.env, LC_ALL: "C", ...options.env }, detached: true });
+  const child = spawn(program, args, {
+    stdio: ["pipe", "pipe", "pipe"],
+    env: { ...process.env, LC_ALL: "C", ...options.env },
+    detached: true,
+  });
   const stdout = collect(child.stdout);
   const stderr = collect(child.stderr);
   let ended: "timeout" | "abort" | undefined;
@@ -52,9 +56,16 @@ export async function run(command: Command, options: RunOptions = {}): Promise<R
     const [{ code, signal }, inputError] = await Promise.all([exit, feed(child.stdin, options.stdin)]);
     const result = { stdout: stdout(), stderr: stderr(), exitCode: code ?? -1 };
     if (ended === "abort") throw new CloudletError("ABORTED", `${program} was cancelled`);
-    if (ended === "timeout") throw new CloudletError("TIMEOUT", `${program} did not end within ${String(options.timeoutMillis ?? 60_000)} ms${lastLines(result.stderr)}`);
+    if (ended === "timeout")
+      throw new CloudletError(
+        "TIMEOUT",
+        `${program} did not end within ${String(options.timeoutMillis ?? 60_000)} ms${lastLines(result.stderr)}`,
+      );
     if (code === null || !(options.okCodes ?? [0]).includes(code)) {
-      throw new CloudletError("FAILED", `${program} ended with ${code === null ? `signal ${signal ?? "?"}` : `exit code ${String(code)}`}${lastLines(result.stderr || result.stdout)}`);
+      throw new CloudletError(
+        "FAILED",
+        `${program} ended with ${code === null ? `signal ${signal ?? "?"}` : `exit code ${String(code)}`}${lastLines(result.stderr || result.stdout)}`,
+      );
     }
     if (inputError !== undefined) throw inputError;
     return result;
@@ -101,7 +112,11 @@ async function feed(target: NodeJS.WritableStream, input: RunOptions["stdin"]): 
 }
 
 function isBrokenPipe(error: unknown): boolean {
-  return error instanceof Error && "code" in error && (error.code === "EPIPE" || error.code === "ERR_STREAM_PREMATURE_CLOSE" || error.code === "ECONNRESET");
+  return (
+    error instanceof Error &&
+    "code" in error &&
+    (error.code === "EPIPE" || error.code === "ERR_STREAM_PREMATURE_CLOSE" || error.code === "ECONNRESET")
+  );
 }
 
 function lastLines(text: string): string {

@@ -26,7 +26,11 @@ export const idSchema = z
 
 /** A name that LXD, cgroups and file systems all accept, readable and unique: `cluster/name` → `cluster-name-1a2b3c4d`. */
 export function guestName(id: string): string {
-  const slug = id.replace(/[^a-z0-9]+/g, "-").replace(/^[^a-z]+/, "").slice(0, 40).replace(/-+$/, "");
+  const slug = id
+    .replace(/[^a-z0-9]+/g, "-")
+    .replace(/^[^a-z]+/, "")
+    .slice(0, 40)
+    .replace(/-+$/, "");
   return `${slug || "c"}-${createHash("sha256").update(id).digest("hex").slice(0, 8)}`;
 }
 
@@ -60,9 +64,7 @@ export const hypervisorSpecSchema = z.object({
   kind: kindSchema,
   owner: z.string(),
   /** A remote or TCP-only LXD; without it the LXD on the node's unix socket. */
-  lxd: z
-    .object({ address: z.string(), clientCertificate: z.string(), clientKey: z.string(), serverCertificate: z.string() })
-    .optional(),
+  lxd: z.object({ address: z.string(), clientCertificate: z.string(), clientKey: z.string(), serverCertificate: z.string() }).optional(),
 });
 export type HypervisorSpec = z.infer<typeof hypervisorSpecSchema>;
 
@@ -187,10 +189,19 @@ export const verbs = {
   "volume.apply": { args: z.object({ spec: volumeSpecSchema, awaited: z.boolean() }), result: volumeStatusSchema },
   "volume.remove": { args: byIdAndOwner.extend({ retain: z.boolean() }), result: nothing },
   /** On the target: reserve, open the data port, return what the source needs to connect. */
-  "move.prepare": { args: z.object({ spec: instanceSpecSchema, epoch: z.int(), from: z.string() }), result: moveTargetSchema.omit({ node: true }) },
+  "move.prepare": {
+    args: z.object({ spec: instanceSpecSchema, epoch: z.int(), from: z.string() }),
+    result: moveTargetSchema.omit({ node: true }),
+  },
   /** On the source: stop, send, release, have the target activate, discard. Survives the loss of the operator. */
   "move.run": {
-    args: z.object({ id: idSchema, epoch: z.int().describe("Epoch that the target will own."), self: z.string(), target: moveTargetSchema, route: z.enum(["direct", "operator"]) }),
+    args: z.object({
+      id: idSchema,
+      epoch: z.int().describe("Epoch that the target will own."),
+      self: z.string(),
+      target: moveTargetSchema,
+      route: z.enum(["direct", "operator"]),
+    }),
     result: moveReportSchema,
   },
   /** On the target: forget a copy that was never activated. */
@@ -224,7 +235,11 @@ export const infoSchema = z.object({
 });
 export type AgentInfo = z.infer<typeof infoSchema>;
 
-export const execRequestSchema = z.object({ command: z.array(z.string()).min(1), environment: z.record(z.string(), z.string()).optional(), timeoutSeconds: z.int().min(1).max(3600) });
+export const execRequestSchema = z.object({
+  command: z.array(z.string()).min(1),
+  environment: z.record(z.string(), z.string()).optional(),
+  timeoutSeconds: z.int().min(1).max(3600),
+});
 export const execResultSchema = z.object({ stdout: z.string(), stderr: z.string(), exitCode: z.int() });
 export type ExecRequest = z.infer<typeof execRequestSchema>;
 export type InstanceExecResult = z.infer<typeof execResultSchema>;

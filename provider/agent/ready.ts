@@ -26,18 +26,24 @@ export async function waitReady(target: ReadyTarget, signal: AbortSignal): Promi
     await sleep(pauseMillis, undefined, { signal });
   } while (Date.now() < end);
   const lines = (await target.log(20).catch(() => "")).trim();
-  throw new CloudletError("TIMEOUT", `${target.id} was not ready within ${String(target.ready.timeoutSeconds)} s: ${missing}; its console ends with:\n${lines === "" ? "(nothing)" : lines}`);
+  throw new CloudletError(
+    "TIMEOUT",
+    `${target.id} was not ready within ${String(target.ready.timeoutSeconds)} s: ${missing}; its console ends with:\n${lines === "" ? "(nothing)" : lines}`,
+  );
 }
 
 /** undefined = ready now; else what is missing. */
 export async function notReady({ ready, address, log }: ReadyTarget, signal: AbortSignal): Promise<string | undefined> {
   signal.throwIfAborted();
-  if (ready.tcp !== undefined && !(await answersTcp(address, ready.tcp.port))) return `nothing listens on ${address}:${String(ready.tcp.port)}`;
+  if (ready.tcp !== undefined && !(await answersTcp(address, ready.tcp.port)))
+    return `nothing listens on ${address}:${String(ready.tcp.port)}`;
   if (ready.http !== undefined) {
     const found = await httpStatus(address, ready.http);
-    if (found === undefined || found >= 400) return `http://${address}:${String(ready.http.port)}${ready.http.path} ${found === undefined ? "does not answer" : `answers ${String(found)}`}`;
+    if (found === undefined || found >= 400)
+      return `http://${address}:${String(ready.http.port)}${ready.http.path} ${found === undefined ? "does not answer" : `answers ${String(found)}`}`;
   }
-  if (ready.log !== undefined && !new RegExp(ready.log, "m").test(await log(searchedLines))) return `the console has no line that matches ${ready.log}`;
+  if (ready.log !== undefined && !new RegExp(ready.log, "m").test(await log(searchedLines)))
+    return `the console has no line that matches ${ready.log}`;
   return undefined;
 }
 
@@ -54,10 +60,13 @@ function answersTcp(host: string, port: number): Promise<boolean> {
 
 function httpStatus(host: string, { port, path }: { port: number; path: string }): Promise<number | undefined> {
   return new Promise((resolve) => {
-    const request = http.get({ host, port, path, agent: false, timeout: probeMillis, signal: AbortSignal.timeout(2 * probeMillis) }, (response) => {
-      response.resume();
-      resolve(response.statusCode);
-    });
+    const request = http.get(
+      { host, port, path, agent: false, timeout: probeMillis, signal: AbortSignal.timeout(2 * probeMillis) },
+      (response) => {
+        response.resume();
+        resolve(response.statusCode);
+      },
+    );
     request.once("timeout", () => request.destroy());
     request.once("error", () => {
       resolve(undefined);

@@ -63,7 +63,13 @@ export class Records {
   }
 }
 
-export const subnet = { bridge: "cloudlet0", gateway: "10.87.0.1", gatewayMac: "02:00:0a:57:00:01", prefix: 16, cidr: "10.87.0.0/16" } as const;
+export const subnet = {
+  bridge: "cloudlet0",
+  gateway: "10.87.0.1",
+  gatewayMac: "02:00:0a:57:00:01",
+  prefix: 16,
+  cidr: "10.87.0.0/16",
+} as const;
 
 const firstHost = 256;
 const hosts = 65_536 - 2 * firstHost;

@@ -41,13 +41,16 @@ const routes: Record<string, Handler> = {
   "GET /v1/facts": ({ facts }) => facts(),
   "GET /v1/hypervisor": async ({ services }) => (await services.hypervisors.status()) ?? missing("this node has no hypervisor"),
   "GET /v1/instances": ({ services }) => instanceStatuses(services),
-  "GET /v1/instances/ID": async ({ services }, call) => (await instanceStatus(services, idOf(call))) ?? missing(`cloudlet ${idOf(call)} is not on this node`),
+  "GET /v1/instances/ID": async ({ services }, call) =>
+    (await instanceStatus(services, idOf(call))) ?? missing(`cloudlet ${idOf(call)} is not on this node`),
   "GET /v1/instances/ID/log": async ({ services }, call) => {
     const lines = parse(z.coerce.number().int().min(1).max(10_000), call.query.get("lines") ?? "100", "lines");
     call.response.writeHead(200, { "content-type": "text/plain; charset=utf-8" }).end(await instanceLog(services, idOf(call), lines));
   },
-  "POST /v1/instances/ID/exec": async ({ services }, call) => instanceExec(services, idOf(call), { request: parse(execRequestSchema, await readBody(call.request), "request"), signal: call.signal }),
-  "GET /v1/volumes/ID": async ({ services }, call) => (await services.volumes.status(idOf(call))) ?? missing(`volume ${idOf(call)} is not on this node`),
+  "POST /v1/instances/ID/exec": async ({ services }, call) =>
+    instanceExec(services, idOf(call), { request: parse(execRequestSchema, await readBody(call.request), "request"), signal: call.signal }),
+  "GET /v1/volumes/ID": async ({ services }, call) =>
+    (await services.volumes.status(idOf(call))) ?? missing(`volume ${idOf(call)} is not on this node`),
   "HEAD /v1/blobs/DIGEST": async ({ services }, call) => {
     call.response.writeHead((await services.store.has(digestOf(call))) ? 200 : 404).end();
   },
@@ -77,7 +80,17 @@ const compiled = Object.entries(routes).map(([route, handler]) => {
 });
 
 const statusOf: Record<string, number> = {
-  INVALID: 400, UNAUTHORIZED: 401, REFUSED: 403, NOT_FOUND: 404, CONFLICT: 409, BUSY: 423, INTEGRITY: 422, ABORTED: 499, UNSUPPORTED: 501, UNREACHABLE: 503, TIMEOUT: 504,
+  INVALID: 400,
+  UNAUTHORIZED: 401,
+  REFUSED: 403,
+  NOT_FOUND: 404,
+  CONFLICT: 409,
+  BUSY: 423,
+  INTEGRITY: 422,
+  ABORTED: 499,
+  UNSUPPORTED: 501,
+  UNREACHABLE: 503,
+  TIMEOUT: 504,
 };
 
 /** The agent's REST interface; the caller makes it listen. */

@@ -40,11 +40,26 @@ export async function createServices({ root, run, createDriver, usedPorts }: Ser
   await store.clean();
   const hypervisors = new Hypervisors({ root, records, createDriver });
   const volumes = new Volumes({ directory: path.join(root, "volumes"), records, hypervisors });
-  return { root, lock: new KeyedLock(), store, records, network: new Network(path.join(root, "network"), run), hypervisors, volumes, usedPorts };
+  return {
+    root,
+    lock: new KeyedLock(),
+    store,
+    records,
+    network: new Network(path.join(root, "network"), run),
+    hypervisors,
+    volumes,
+    usedPorts,
+  };
 }
 
 /** Digests that cloudlets of this node need. */
 export async function referencedDigests(services: Services): Promise<Set<string>> {
   const records = await services.records.list();
-  return new Set(records.flatMap(({ spec, builtFrom }) => [spec.base.digest, ...(spec.build === undefined ? [] : [spec.build.digest]), ...(builtFrom === undefined ? [] : [builtFrom])]));
+  return new Set(
+    records.flatMap(({ spec, builtFrom }) => [
+      spec.base.digest,
+      ...(spec.build === undefined ? [] : [spec.build.digest]),
+      ...(builtFrom === undefined ? [] : [builtFrom]),
+    ]),
+  );
 }

@@ -18,7 +18,9 @@ export function takeSingleInstance(directory: string): () => void {
       }
       const holder = contentOf(lock);
       if (holder !== undefined && isAlive(holder)) {
-        throw new CloudletError("BUSY", `another agent (process ${holder.split(" ")[0] ?? "?"}) works below ${directory}`, { fix: "stop it first" });
+        throw new CloudletError("BUSY", `another agent (process ${holder.split(" ")[0] ?? "?"}) works below ${directory}`, {
+          fix: "stop it first",
+        });
       }
       if (holder !== undefined) removeStale(lock, holder);
     }

@@ -32,7 +32,8 @@ export class Store {
   async put(digest: string, open: () => Promise<Readable> | Readable, expectedBytes = 0): Promise<void> {
     digestSchema.parse(digest);
     // one that fails leaves the rest to try with their own source
-    for (let other = this.#arriving.get(digest); other !== undefined; other = this.#arriving.get(digest)) await other.catch(() => undefined);
+    for (let other = this.#arriving.get(digest); other !== undefined; other = this.#arriving.get(digest))
+      await other.catch(() => undefined);
     const arrival = this.#receive(digest, open, expectedBytes).finally(() => this.#arriving.delete(digest));
     this.#arriving.set(digest, arrival);
     return arrival;
@@ -42,7 +43,8 @@ export class Store {
   async path(digest: string): Promise<string> {
     const file = this.#file(digest);
     const now = await this.#mark(digest);
-    if (now === undefined) throw new CloudletError("NOT_FOUND", `the store has no data with digest ${digest}`, { fix: "send the data to the node first" });
+    if (now === undefined)
+      throw new CloudletError("NOT_FOUND", `the store has no data with digest ${digest}`, { fix: "send the data to the node first" });
     const verified = await readJson(`${file}.verified`, markSchema).catch(() => undefined);
     if (verified?.inode !== now.inode || verified.mtimeMillis !== now.mtimeMillis || verified.bytes !== now.bytes) {
       const found = await digestOf(createReadStream(file));
@@ -94,7 +96,11 @@ export class Store {
     const { bavail, bsize } = await statfs(this.#directory);
     const free = bavail * bsize;
     if (free < bytes + reserveBytes) {
-      throw new CloudletError("REFUSED", `${String(toMib(bytes))} MiB do not fit: ${String(toMib(free))} MiB are free at ${this.#directory}, of which ${String(toMib(reserveBytes))} MiB stay reserved`, { fix: "free disk space on the node" });
+      throw new CloudletError(
+        "REFUSED",
+        `${String(toMib(bytes))} MiB do not fit: ${String(toMib(free))} MiB are free at ${this.#directory}, of which ${String(toMib(reserveBytes))} MiB stay reserved`,
+        { fix: "free disk space on the node" },
+      );
     }
   }
 

@@ -49,7 +49,10 @@ export const verbTable: VerbTable = {
     keys: instanceKey,
     async perform(services, { id }, context) {
       const opened = await openOwned(services, id);
-      if (opened.record.spec.state !== "running") throw new CloudletError("REFUSED", `cloudlet ${id} is declared ${opened.record.spec.state}, so it is not restarted`, { fix: "set its state to running" });
+      if (opened.record.spec.state !== "running")
+        throw new CloudletError("REFUSED", `cloudlet ${id} is declared ${opened.record.spec.state}, so it is not restarted`, {
+          fix: "set its state to running",
+        });
       await bringTo(opened, { state: "running", restart: true }, context);
       return present(services, id);
     },

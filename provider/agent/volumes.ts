@@ -46,7 +46,8 @@ export class Volumes {
   async list(): Promise<VolumeRecord[]> {
     const found: VolumeRecord[] = [];
     for (const name of (await readdir(this.#options.directory).catch(() => [])).sort()) {
-      const record = name === "retained" ? undefined : await readJson(path.join(this.#options.directory, name, "record.json"), volumeRecordSchema);
+      const record =
+        name === "retained" ? undefined : await readJson(path.join(this.#options.directory, name, "record.json"), volumeRecordSchema);
       if (record !== undefined) found.push(record);
     }
     return found;
@@ -62,12 +63,19 @@ export class Volumes {
   /** `awaited`: the volume is declared here, and its data comes with a cloudlet that moves here. */
   async apply(spec: VolumeSpec, awaited: boolean, context: JobContext): Promise<VolumeStatus> {
     const existing = await this.read(spec.id);
-    if (existing !== undefined && existing.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `volume ${spec.id} belongs to ${existing.spec.owner}`);
+    if (existing !== undefined && existing.spec.owner !== spec.owner)
+      throw new CloudletError("CONFLICT", `volume ${spec.id} belongs to ${existing.spec.owner}`);
     if (existing !== undefined && existing.place === "here" && existing.spec.kind !== spec.kind) {
-      throw new CloudletError("REFUSED", `volume ${spec.id} holds data for ${existing.spec.kind} and cannot become ${spec.kind} in place`, { fix: "replace the volume" });
+      throw new CloudletError("REFUSED", `volume ${spec.id} holds data for ${existing.spec.kind} and cannot become ${spec.kind} in place`, {
+        fix: "replace the volume",
+      });
     }
     if (existing !== undefined && existing.place === "here" && spec.sizeMib < existing.spec.sizeMib) {
-      throw new CloudletError("REFUSED", `volume ${spec.id} cannot shrink from ${String(existing.spec.sizeMib)} to ${String(spec.sizeMib)} MiB`, { fix: "keep its size, or replace the volume" });
+      throw new CloudletError(
+        "REFUSED",
+        `volume ${spec.id} cannot shrink from ${String(existing.spec.sizeMib)} to ${String(spec.sizeMib)} MiB`,
+        { fix: "keep its size, or replace the volume" },
+      );
     }
     if (existing?.place !== "here" && awaited) {
       await this.write({ ...existing, spec, place: "awaited" });
@@ -84,9 +92,11 @@ export class Volumes {
   async remove(id: string, options: { owner: string; retain: boolean }, context: JobContext): Promise<void> {
     const existing = await this.read(id);
     if (existing !== undefined) {
-      if (existing.spec.owner !== options.owner) throw new CloudletError("CONFLICT", `volume ${id} belongs to ${existing.spec.owner}, not to ${options.owner}`);
+      if (existing.spec.owner !== options.owner)
+        throw new CloudletError("CONFLICT", `volume ${id} belongs to ${existing.spec.owner}, not to ${options.owner}`);
       const attachedTo = await this.#attachedTo(id);
-      if (attachedTo !== undefined) throw new CloudletError("REFUSED", `volume ${id} is attached to ${attachedTo}`, { fix: "detach it or remove the cloudlet first" });
+      if (attachedTo !== undefined)
+        throw new CloudletError("REFUSED", `volume ${id} is attached to ${attachedTo}`, { fix: "detach it or remove the cloudlet first" });
       if (options.retain && existing.place === "here") {
         const retained = path.join(this.#options.directory, "retained");
         await mkdir(retained, { recursive: true, mode: 0o755 });
@@ -105,12 +115,27 @@ export class Volumes {
   async attach(spec: InstanceSpec): Promise<{ id: string; path: string; hostPath: string }[]> {
     for (const { id } of spec.volumes) {
       const record = await this.read(id);
-      if (record === undefined) throw new CloudletError("REFUSED", `${spec.id} wants volume ${id}, which is not declared on this node`, { fix: "declare the volume on the cloudlet's node" });
-      if (record.place !== "here") throw new CloudletError("REFUSED", `${spec.id} wants volume ${id}, which is ${record.place === "gone" ? `at ${record.peer ?? "another node"} now` : "still awaited here"}`, { fix: "move the cloudlet that has it attached to this node" });
-      if (record.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `${spec.id} wants volume ${id}, which belongs to ${record.spec.owner}`);
-      if (record.spec.kind !== spec.kind) throw new CloudletError("REFUSED", `${spec.id} is of kind ${spec.kind} and wants volume ${id} of kind ${record.spec.kind}`, { fix: "declare the volume with the cloudlet's kind" });
+      if (record === undefined)
+        throw new CloudletError("REFUSED", `${spec.id} wants volume ${id}, which is not declared on this node`, {
+          fix: "declare the volume on the cloudlet's node",
+        });
+      if (record.place !== "here")
+        throw new CloudletError(
+          "REFUSED",
+          `${spec.id} wants volume ${id}, which is ${record.place === "gone" ? `at ${record.peer ?? "another node"} now` : "still awaited here"}`,
+          { fix: "move the cloudlet that has it attached to this node" },
+        );
+      if (record.spec.owner !== spec.owner)
+        throw new CloudletError("CONFLICT", `${spec.id} wants volume ${id}, which belongs to ${record.spec.owner}`);
+      if (record.spec.kind !== spec.kind)
+        throw new CloudletError("REFUSED", `${spec.id} is of kind ${spec.kind} and wants volume ${id} of kind ${record.spec.kind}`, {
+          fix: "declare the volume with the cloudlet's kind",
+        });
       const other = await this.#attachedTo(id);
-      if (other !== undefined && other !== spec.id) throw new CloudletError("CONFLICT", `${spec.id} wants volume ${id}, which is attached to ${other}`, { fix: "detach it there first" });
+      if (other !== undefined && other !== spec.id)
+        throw new CloudletError("CONFLICT", `${spec.id} wants volume ${id}, which is attached to ${other}`, {
+          fix: "detach it there first",
+        });
     }
     return spec.volumes.map((volume) => ({ ...volume, hostPath: this.dataPath(volume.id) }));
   }
@@ -130,19 +155,29 @@ export class Volumes {
   async #adoptRetained(spec: VolumeSpec): Promise<void> {
     const retained = path.join(this.#options.directory, "retained");
     const prefix = `${guestName(spec.id)}-`;
-    const newest = (await readdir(retained).catch(() => [])).filter((name) => name.startsWith(prefix)).sort().at(-1);
+    const newest = (await readdir(retained).catch(() => []))
+      .filter((name) => name.startsWith(prefix))
+      .sort()
+      .at(-1);
     if (newest === undefined || (await exists(this.#directoryOf(spec.id)))) return;
     const record = await readJson(path.join(retained, newest, "record.json"), volumeRecordSchema);
     if (record === undefined) return;
-    if (record.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `data of volume ${spec.id} was retained for ${record.spec.owner}`, { fix: `choose another name, or remove ${path.join(retained, newest)} on the node` });
-    if (record.spec.kind !== spec.kind) throw new CloudletError("REFUSED", `the retained data of volume ${spec.id} is for ${record.spec.kind}, not for ${spec.kind}`, { fix: `keep the kind, or remove ${path.join(retained, newest)} on the node` });
+    if (record.spec.owner !== spec.owner)
+      throw new CloudletError("CONFLICT", `data of volume ${spec.id} was retained for ${record.spec.owner}`, {
+        fix: `choose another name, or remove ${path.join(retained, newest)} on the node`,
+      });
+    if (record.spec.kind !== spec.kind)
+      throw new CloudletError("REFUSED", `the retained data of volume ${spec.id} is for ${record.spec.kind}, not for ${spec.kind}`, {
+        fix: `keep the kind, or remove ${path.join(retained, newest)} on the node`,
+      });
     await rename(path.join(retained, newest), this.#directoryOf(spec.id));
     await syncDirectory(this.#options.directory);
   }
 
   async #attachedTo(id: string): Promise<string | undefined> {
     const records = await this.#options.records.list();
-    return records.find((record) => record.ownership.role !== "released" && record.spec.volumes.some((volume) => volume.id === id))?.spec.id;
+    return records.find((record) => record.ownership.role !== "released" && record.spec.volumes.some((volume) => volume.id === id))?.spec
+      .id;
   }
 
   #directoryOf(id: string): string {

@@ -15,7 +15,10 @@ export interface Context {
   /** Commissioning, and its opposite. */
   commission: Commission;
   /** LXD's own API, through SSH to its unix socket, or by HTTPS with pinned certificates. */
-  lxd(connection: ConnectionSettings, remote?: { address: string; clientCertificate: string; clientKey: string; serverCertificate: string }): Promise<Rest>;
+  lxd(
+    connection: ConnectionSettings,
+    remote?: { address: string; clientCertificate: string; clientKey: string; serverCertificate: string },
+  ): Promise<Rest>;
   /** Files of the operator's machine. */
   local: { open(path: string): Promise<LocalBlob>; openDirectory(path: string): Promise<LocalBlob> };
 }
@@ -40,7 +43,11 @@ export interface CommissionRecord {
 
 export interface Commission {
   /** Brings the node to the state a gateway needs for these hypervisor kinds. Running it twice changes nothing. */
-  apply(host: RemoteHost, options: { owner: string; install: "auto" | "never"; kinds: ("kvm" | "lxd")[] }, context: Context): Promise<CommissionRecord>;
+  apply(
+    host: RemoteHost,
+    options: { owner: string; install: "auto" | "never"; kinds: ("kvm" | "lxd")[] },
+    context: Context,
+  ): Promise<CommissionRecord>;
   /** undefined = never commissioned. `problems` names removed packages and a stopped agent. */
   observe(host: RemoteHost, context: Context): Promise<{ record: CommissionRecord; problems: string[] } | undefined>;
   /** Removes what was added, once the last owner has gone. */

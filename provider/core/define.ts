@@ -52,7 +52,11 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
   /** Completes inputs from the operator's machine (digests), before constraints are checked. Values may be missing where they are unknown. */
   complete?(inputs: Partial<z.infer<Inputs>>, context: CheckContext): Promise<{ inputs: Partial<z.infer<Inputs>>; issues: Issue[] }>;
   /** Constraints of the domain, as far as program and state suffice to know. Unknown fields are absent. `old` is the state before, if any. */
-  constraints?(inputs: Partial<z.infer<Inputs>>, context: CheckContext, old: Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>> | undefined): Issue[] | Promise<Issue[]>;
+  constraints?(
+    inputs: Partial<z.infer<Inputs>>,
+    context: CheckContext,
+    old: (Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>) | undefined,
+  ): Issue[] | Promise<Issue[]>;
   /** What is true on the node now. undefined = the node answered and has none; a silent node throws UNREACHABLE. */
   observe(known: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<(z.infer<Inputs> & z.infer<Outputs>) | undefined>;
   /** Makes it true: idempotent, resumable, the same for create and update. `old` is the state before, if any. */
@@ -61,6 +65,8 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
   remove(have: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<void>;
 }
 
-export function defineResource<Inputs extends Shape, Outputs extends Shape>(definition: ResourceDefinition<Inputs, Outputs>): ResourceDefinition<Inputs, Outputs> {
+export function defineResource<Inputs extends Shape, Outputs extends Shape>(
+  definition: ResourceDefinition<Inputs, Outputs>,
+): ResourceDefinition<Inputs, Outputs> {
   return definition;
 }

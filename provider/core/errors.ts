@@ -1,15 +1,24 @@
 /** Every error code a user can meet: what it means and what usually helps. `docs/errors.md` is generated from this table. */
 export const errorCodes = {
   NOT_FOUND: { meaning: "the node answered and the thing is not there", fix: "run `pulumi refresh`, then `pulumi up`" },
-  UNREACHABLE: { meaning: "the node did not answer; nothing is known about what runs there", fix: "check the network and the node's power, then run the same command again" },
-  HOST_KEY: { meaning: "the node's SSH host key is unknown or differs from the pinned one", fix: "compare the fingerprint on the node's console, then set connection.hostKey" },
+  UNREACHABLE: {
+    meaning: "the node did not answer; nothing is known about what runs there",
+    fix: "check the network and the node's power, then run the same command again",
+  },
+  HOST_KEY: {
+    meaning: "the node's SSH host key is unknown or differs from the pinned one",
+    fix: "compare the fingerprint on the node's console, then set connection.hostKey",
+  },
   UNAUTHORIZED: { meaning: "the node refused the credentials", fix: "check connection.user and the key or password" },
   INVALID: { meaning: "an input is wrong", fix: "correct the property named in the message" },
   REFUSED: { meaning: "the request is understood and not allowed in this situation", fix: "resolve what the message names first" },
   BUSY: { meaning: "another operation holds the same thing", fix: "wait for it to end, then run the same command again" },
   CONFLICT: { meaning: "the thing exists and belongs to somebody else", fix: "choose another name, or remove it where it was made" },
   UNSUPPORTED: { meaning: "the node or hypervisor lacks this ability", fix: "use another node or hypervisor kind" },
-  TIMEOUT: { meaning: "the operation did not finish within its deadline", fix: "look at the console output in the message, then run the same command again" },
+  TIMEOUT: {
+    meaning: "the operation did not finish within its deadline",
+    fix: "look at the console output in the message, then run the same command again",
+  },
   ABORTED: { meaning: "the operation was cancelled", fix: "run the same command again to continue" },
   INTEGRITY: { meaning: "data does not match its digest", fix: "fetch or build the data again" },
   PARTIAL: { meaning: "the resource exists but is not yet as declared", fix: "run `pulumi up` again to continue" },

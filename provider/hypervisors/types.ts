@@ -63,7 +63,11 @@ export interface Driver {
   remove(guest: Guest, progress: Progress): Promise<void>;
   snapshot(guest: Guest, name: string, progress: Progress): Promise<void>;
   restore(guest: Guest, name: string, progress: Progress): Promise<void>;
-  exec(guest: Guest, command: string[], options: { environment?: Record<string, string> | undefined; timeoutMillis: number; signal?: AbortSignal | undefined }): Promise<InstanceExecResult>;
+  exec(
+    guest: Guest,
+    command: string[],
+    options: { environment?: Record<string, string> | undefined; timeoutMillis: number; signal?: AbortSignal | undefined },
+  ): Promise<InstanceExecResult>;
   /** Last lines of the console (serial log, or container console), newest last. */
   log(guest: Guest, lines: number): Promise<string>;
   /** Of a stopped guest: files whose bytes are its state, made below guest.directory/export. */

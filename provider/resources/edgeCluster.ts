@@ -12,7 +12,8 @@ const inputs = z.strictObject({
 /** The nodes that serve one application: a name and a rule, nothing on any node. */
 export const edgeCluster = defineResource({
   token: "cloudlet:index:EdgeCluster",
-  description: "The nodes that serve one application. Every cloudlet belongs to a cluster; a second application on a cluster is refused in preview.",
+  description:
+    "The nodes that serve one application. Every cloudlet belongs to a cluster; a second application on a cluster is refused in preview.",
   inputs,
   outputs: z.looseObject({}),
   inStateOnly: true,

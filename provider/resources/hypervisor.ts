@@ -8,13 +8,23 @@ const inputs = z.strictObject({
   name: nameField.describe("Name used in messages. Default: the Pulumi name.").meta({ replaces: true }),
   owner: ownerField,
   node: nameField.describe("The Node that it runs on; a node runs exactly one hypervisor.").meta({ replaces: true }),
-  kind: kindSchema.describe("`kvm`: QEMU with hardware acceleration where it works, else software emulation. `lxd`: system containers. Changing it is refused while cloudlets are there.").meta({ replaces: true }),
+  kind: kindSchema
+    .describe(
+      "`kvm`: QEMU with hardware acceleration where it works, else software emulation. `lxd`: system containers. Changing it is refused while cloudlets are there.",
+    )
+    .meta({ replaces: true }),
   connection: connectionField,
   nodeAddress: nodeAddressField,
-  install: z.enum(["auto", "never"]).default("auto").describe("Whether missing Debian packages of the hypervisor are installed, or named in an error."),
+  install: z
+    .enum(["auto", "never"])
+    .default("auto")
+    .describe("Whether missing Debian packages of the hypervisor are installed, or named in an error."),
   lxd: z
     .strictObject({
-      address: z.string().regex(/^https:\/\//, 'must begin with "https://"').describe("URL of the LXD API as seen from the operator and the node."),
+      address: z
+        .string()
+        .regex(/^https:\/\//, 'must begin with "https://"')
+        .describe("URL of the LXD API as seen from the operator and the node."),
       clientCertificate: z.string().describe("Client certificate that LXD trusts, PEM."),
       clientKey: z.string().describe("Key of the client certificate, PEM.").meta({ secret: true }),
       serverCertificate: z.string().describe("LXD's own certificate: PEM, or the SHA-256 fingerprint in hex."),
@@ -28,7 +38,9 @@ const inputs = z.strictObject({
 const outputs = z.strictObject({
   version: z.string().describe("Version that the hypervisor reports."),
   accelerator: z.enum(["kvm", "tcg", "none"]).describe("How guests execute: kvm = hardware, tcg = software emulation, none = containers."),
-  capacity: z.strictObject({ cores: z.int().describe("Processor cores of the node."), memoryMib: z.int().describe("Memory of the node in MiB.") }).describe("What a cloudlet here can have at most."),
+  capacity: z
+    .strictObject({ cores: z.int().describe("Processor cores of the node."), memoryMib: z.int().describe("Memory of the node in MiB.") })
+    .describe("What a cloudlet here can have at most."),
 });
 
 /** The one hypervisor of a node. */
@@ -43,7 +55,10 @@ export const hypervisor = defineResource({
     const issues: Issue[] = [];
     for (const [other, hypervisor] of declared("cloudlet:index:Hypervisor")) {
       if (other !== name && node !== undefined && hypervisor["node"] === node) {
-        issues.push({ path: "node", message: `node "${node}" already has the hypervisor "${other}", and a node runs exactly one; remove one of them` });
+        issues.push({
+          path: "node",
+          message: `node "${node}" already has the hypervisor "${other}", and a node runs exactly one; remove one of them`,
+        });
       }
     }
     if (kind === "kvm" && lxd !== undefined) issues.push({ path: "lxd", message: 'is only for kind "lxd"; remove it' });
@@ -72,9 +87,16 @@ export const hypervisor = defineResource({
       const rest = await context.lxd(want.connection, want.lxd);
       const answer = await rest.request({ method: "GET", path: "/1.0" });
       answer.body.resume();
-      if (answer.status !== 200) throw new CloudletError("UNAUTHORIZED", `${rest.label} answered ${answer.status} to the client certificate`, { fix: "add the certificate with `lxc config trust add`" });
+      if (answer.status !== 200)
+        throw new CloudletError("UNAUTHORIZED", `${rest.label} answered ${answer.status} to the client certificate`, {
+          fix: "add the certificate with `lxc config trust add`",
+        });
     }
-    await agent.run("hypervisor.apply", { kind: want.kind, owner: want.owner, ...(want.lxd && { lxd: want.lxd }) }, { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) });
+    await agent.run(
+      "hypervisor.apply",
+      { kind: want.kind, owner: want.owner, ...(want.lxd && { lxd: want.lxd }) },
+      { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) },
+    );
   },
 
   async remove(have, context) {

@@ -5,9 +5,13 @@ import { CloudletError } from "../core/errors.ts";
 import { connectionSchema, nameField, onUnreachableField, ownerField, removeOrForget, statusField } from "./shared.ts";
 
 const inputs = z.strictObject({
-  name: nameField.describe("Name of the gateway; hypervisors are `NAME/kvm` or `NAME/lxd`. Default: the Pulumi name.").meta({ replaces: true }),
+  name: nameField
+    .describe("Name of the gateway; hypervisors are `NAME/kvm` or `NAME/lxd`. Default: the Pulumi name.")
+    .meta({ replaces: true }),
   owner: ownerField,
-  connection: connectionSchema.describe("How to reach the machine by SSH. Hypervisors, cloudlets and volumes on this node use the same connection."),
+  connection: connectionSchema.describe(
+    "How to reach the machine by SSH. Hypervisors, cloudlets and volumes on this node use the same connection.",
+  ),
   address: z.string().min(1).optional().describe("Address that clients of the node's cloudlets use. Default: `connection.host`."),
   install: z.enum(["auto", "never"]).default("auto").describe("Whether missing Debian packages are installed, or named in an error."),
   onUnreachable: onUnreachableField,
@@ -24,7 +28,8 @@ const outputs = z.strictObject({
 /** A bare-metal edge gateway: create commissions it, delete leaves the host as it was. */
 export const node = defineResource({
   token: "cloudlet:index:Node",
-  description: "A bare-metal edge gateway. Create commissions it over SSH (facts, packages, agent), delete decommissions it and leaves the host as it was.",
+  description:
+    "A bare-metal edge gateway. Create commissions it over SSH (facts, packages, agent), delete decommissions it and leaves the host as it was.",
   inputs,
   outputs,
   identity: ({ name }) => name,
@@ -34,8 +39,15 @@ export const node = defineResource({
     for (const [other, node] of declared("cloudlet:index:Node")) {
       const there = connectionSchema.safeParse(node["connection"]);
       if (other === name || !there.success || !connection) continue;
-      const same = there.data.host === connection.host && (there.data.port ?? 22) === (connection.port ?? 22) && there.data.proxy?.host === connection.proxy?.host;
-      if (same) issues.push({ path: "connection.host", message: `the node "${other}" is the same machine (${connection.host}); declare each machine once` });
+      const same =
+        there.data.host === connection.host &&
+        (there.data.port ?? 22) === (connection.port ?? 22) &&
+        there.data.proxy?.host === connection.proxy?.host;
+      if (same)
+        issues.push({
+          path: "connection.host",
+          message: `the node "${other}" is the same machine (${connection.host}); declare each machine once`,
+        });
     }
     return issues;
   },
@@ -45,7 +57,8 @@ export const node = defineResource({
     const commissioned = await context.commission.observe(host, context);
     // another stack's commissioning is not ours: for this stack the node is not there
     if (!commissioned?.record.owners.includes(known.owner)) return undefined;
-    const facts = commissioned.problems.length === 0 || known.facts === undefined ? await (await context.agent(known.connection)).facts() : known.facts;
+    const facts =
+      commissioned.problems.length === 0 || known.facts === undefined ? await (await context.agent(known.connection)).facts() : known.facts;
     return {
       ...inputs.strip().parse(known),
       status: commissioned.problems.join("; ") || "ready",

@@ -6,12 +6,25 @@ import { kindSchema, type Kind } from "../agent/protocol.ts";
 const hop = {
   host: z.string().min(1).describe("Name or address of the node."),
   port: z.int().min(1).max(65535).optional().describe("SSH port. Default: the ssh configuration's, else 22."),
-  user: z.string().min(1).optional().describe("Login user: root, or one with password-less sudo. Default: the ssh configuration's, else root."),
+  user: z
+    .string()
+    .min(1)
+    .optional()
+    .describe("Login user: root, or one with password-less sudo. Default: the ssh configuration's, else root."),
   password: z.string().optional().describe("Password of the login user.").meta({ secret: true }),
-  privateKey: z.string().optional().describe("Private key in OpenSSH or PEM form. Without any credential the SSH agent and the ssh configuration of whoever runs the program are used.").meta({ secret: true }),
+  privateKey: z
+    .string()
+    .optional()
+    .describe(
+      "Private key in OpenSSH or PEM form. Without any credential the SSH agent and the ssh configuration of whoever runs the program are used.",
+    )
+    .meta({ secret: true }),
   privateKeyPassword: z.string().optional().describe("Passphrase of the private key.").meta({ secret: true }),
   agentSocketPath: z.string().optional().describe("Socket of the SSH agent. Default: SSH_AUTH_SOCK."),
-  hostKey: z.string().optional().describe("The node's host key: an OpenSSH public key line or a SHA256 fingerprint. Default: the operator's known_hosts."),
+  hostKey: z
+    .string()
+    .optional()
+    .describe("The node's host key: an OpenSSH public key line or a SHA256 fingerprint. Default: the operator's known_hosts."),
   perDialTimeout: z.int().min(1).optional().describe("Seconds that one attempt to connect may take. Default 15."),
   dialErrorLimit: z.int().min(1).optional().describe("Attempts to connect before giving up."),
 };
@@ -29,18 +42,34 @@ export const nameField = z
   .regex(/^[a-z0-9]([a-z0-9-]*[a-z0-9])?$/, nameRule)
   .max(40, nameRule);
 
-export const ownerField = z.string().min(1).describe("Project and stack that declare this resource; what one stack made, another neither sees as its own nor removes.").meta({ internal: true });
+export const ownerField = z
+  .string()
+  .min(1)
+  .describe("Project and stack that declare this resource; what one stack made, another neither sees as its own nor removes.")
+  .meta({ internal: true });
 
-export const statusField = z.string().default("ready").describe("`ready`, or what a refresh found to be wrong with it; `pulumi up` repairs it.").meta({ internal: true });
+export const statusField = z
+  .string()
+  .default("ready")
+  .describe("`ready`, or what a refresh found to be wrong with it; `pulumi up` repairs it.")
+  .meta({ internal: true });
 
 export const onUnreachableField = z
   .enum(["fail", "forget"])
   .default("fail")
-  .describe("What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back.");
+  .describe(
+    "What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back.",
+  );
 
-export const connectionField = connectionSchema.describe("How to reach the node; the SDK takes it from the resource that is named.").meta({ internal: true });
+export const connectionField = connectionSchema
+  .describe("How to reach the node; the SDK takes it from the resource that is named.")
+  .meta({ internal: true });
 
-export const nodeAddressField = z.string().min(1).describe("Address that clients of the node's cloudlets use; the SDK takes it from the node.").meta({ internal: true });
+export const nodeAddressField = z
+  .string()
+  .min(1)
+  .describe("Address that clients of the node's cloudlets use; the SDK takes it from the node.")
+  .meta({ internal: true });
 
 export const hypervisorField = z
   .string()
@@ -53,7 +82,12 @@ export function parseHypervisor(reference: string): { node: string; kind: Kind }
 }
 
 /** Runs a removal; where the node cannot be reached and the user chose to forget it, a warning takes the place of the error. */
-export async function removeOrForget(what: string, known: { onUnreachable?: string | undefined }, context: Context, remove: () => Promise<void>): Promise<void> {
+export async function removeOrForget(
+  what: string,
+  known: { onUnreachable?: string | undefined },
+  context: Context,
+  remove: () => Promise<void>,
+): Promise<void> {
   try {
     await remove();
   } catch (error) {

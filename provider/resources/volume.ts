@@ -2,15 +2,29 @@ import { z } from "zod";
 import { defineResource, type Issue } from "../core/define.ts";
 import type { Context } from "../core/context.ts";
 import { CloudletError } from "../core/errors.ts";
-import { connectionField, hypervisorField, nameField, onUnreachableField, ownerField, parseHypervisor, removeOrForget, statusField } from "./shared.ts";
+import {
+  connectionField,
+  hypervisorField,
+  nameField,
+  onUnreachableField,
+  ownerField,
+  parseHypervisor,
+  removeOrForget,
+  statusField,
+} from "./shared.ts";
 
 const inputs = z.strictObject({
   name: nameField.describe("Name of the volume. Default: the Pulumi name.").meta({ replaces: true }),
   owner: ownerField,
-  hypervisor: hypervisorField.describe("The Hypervisor it is made on. An attached volume follows its cloudlet, so give both the same hypervisor."),
+  hypervisor: hypervisorField.describe(
+    "The Hypervisor it is made on. An attached volume follows its cloudlet, so give both the same hypervisor.",
+  ),
   connection: connectionField,
   sizeMib: z.int().min(8).describe("Size in MiB (not enforced for containers, whose volumes are directories)."),
-  retainOnDelete: z.boolean().default(false).describe("Whether delete keeps the data on the node; a volume declared again under the same name takes it up."),
+  retainOnDelete: z
+    .boolean()
+    .default(false)
+    .describe("Whether delete keeps the data on the node; a volume declared again under the same name takes it up."),
   onUnreachable: onUnreachableField,
   status: statusField,
 });
@@ -31,7 +45,12 @@ export const volume = defineResource({
 
   constraints({ sizeMib }, _context, old): Issue[] {
     if (sizeMib === undefined || old?.sizeMib === undefined || sizeMib >= old.sizeMib) return [];
-    return [{ path: "sizeMib", message: `is ${sizeMib}, and the volume has ${old.sizeMib}; a volume only grows, so declare another one to have less` }];
+    return [
+      {
+        path: "sizeMib",
+        message: `is ${sizeMib}, and the volume has ${old.sizeMib}; a volume only grows, so declare another one to have less`,
+      },
+    ];
   },
 
   async observe(known, context) {
@@ -52,7 +71,11 @@ export const volume = defineResource({
     const awaited = old !== undefined && old.hypervisor !== want.hypervisor && (await attachedElsewhere(old, context));
     const agent = await context.agent(want.connection);
     const { kind } = parseHypervisor(want.hypervisor);
-    await agent.run("volume.apply", { spec: { id: want.name, owner: want.owner, kind, sizeMib: want.sizeMib }, awaited }, { signal: context.signal });
+    await agent.run(
+      "volume.apply",
+      { spec: { id: want.name, owner: want.owner, kind, sizeMib: want.sizeMib }, awaited },
+      { signal: context.signal },
+    );
   },
 
   async remove(have, context) {

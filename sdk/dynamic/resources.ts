@@ -109,7 +109,11 @@ export class Volume extends VolumeProperties {
 
   constructor(name: string, args: VolumeArgs, options?: pulumi.CustomResourceOptions) {
     const { hypervisor } = args;
-    const given = { ...(hypervisor instanceof Hypervisor && { connection: hypervisor.connection }), ...defined(args), hypervisor: hypervisorId(hypervisor) };
+    const given = {
+      ...(hypervisor instanceof Hypervisor && { connection: hypervisor.connection }),
+      ...defined(args),
+      hypervisor: hypervisorId(hypervisor),
+    };
     super(providers.Volume, name, propertiesOf(traits.Volume, name, given), optionsOf(traits.Volume, options), "cloudlet", "Volume");
   }
 }

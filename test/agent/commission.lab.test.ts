@@ -50,7 +50,16 @@ describe("commissioning a bare host", () => {
     directory = mkdtempSync(join(tmpdir(), "cloudlet-commission-test-"));
     const bundle = join(directory, "agent.js");
     const entry = join(import.meta.dirname, "../../provider/agent/main.ts");
-    await build({ entryPoints: [entry], outfile: bundle, bundle: true, platform: "node", format: "cjs", target: "node18", define: { "import.meta.dirname": "__dirname" }, logLevel: "error" });
+    await build({
+      entryPoints: [entry],
+      outfile: bundle,
+      bundle: true,
+      platform: "node",
+      format: "cjs",
+      target: "node18",
+      define: { "import.meta.dirname": "__dirname" },
+      logLevel: "error",
+    });
     lab = await createLab({ name: "agentlab", hosts: [{ name: "gw1", bare: true }] });
     commission = createCommission({ bundle });
     host = await pool.host(lab.hosts.gw1.connection, context.signal);
@@ -62,7 +71,8 @@ describe("commissioning a bare host", () => {
     rmSync(directory, { recursive: true, force: true });
   });
 
-  const connect = () => connectAgent(host, restOverSsh(host, paths.socket, "agent on gw1"), { ...context, bundle: join(directory, "agent.js") });
+  const connect = () =>
+    connectAgent(host, restOverSsh(host, paths.socket, "agent on gw1"), { ...context, bundle: join(directory, "agent.js") });
 
   it("finds nothing before, and says so", async () => {
     expect(await commission.observe(host, context)).toBeUndefined();
@@ -70,7 +80,10 @@ describe("commissioning a bare host", () => {
   });
 
   it("is refused where packages are missing and may not be installed", async () => {
-    await expect(commission.apply(host, { owner: "p/s", install: "never", kinds: ["kvm"] }, context)).rejects.toMatchObject({ code: "REFUSED", message: expect.stringContaining("nftables") });
+    await expect(commission.apply(host, { owner: "p/s", install: "never", kinds: ["kvm"] }, context)).rejects.toMatchObject({
+      code: "REFUSED",
+      message: expect.stringContaining("nftables"),
+    });
     expect(await lab.hosts.gw1.run(inventory)).toBe(before);
   });
 
@@ -105,7 +118,9 @@ describe("commissioning a bare host", () => {
     const agent = await connect();
     const { startedAt } = await agent.info();
     await lab.hosts.gw1.run(`kill -9 "$(cut -d' ' -f1 ${paths.root}/agent.lock)"`);
-    await expect.poll(async () => (await agent.info().catch(() => undefined))?.startedAt ?? startedAt, { timeout: 20_000, interval: 200 }).not.toBe(startedAt);
+    await expect
+      .poll(async () => (await agent.info().catch(() => undefined))?.startedAt ?? startedAt, { timeout: 20_000, interval: 200 })
+      .not.toBe(startedAt);
   });
 
   it("is shared by stacks, and undone with the last", async () => {

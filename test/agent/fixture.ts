@@ -36,7 +36,8 @@ export async function testAgent(options: { root?: string; driver?: FakeDriver; u
     publish: (records) => Promise.resolve(void (published = records)),
     teardown: () => Promise.resolve(),
   };
-  if ((await services.hypervisors.current()) === undefined) await services.hypervisors.apply({ kind: driver.kind, owner: "p/s" }, context());
+  if ((await services.hypervisors.current()) === undefined)
+    await services.hypervisors.apply({ kind: driver.kind, owner: "p/s" }, context());
   return {
     root,
     driver,

@@ -1,7 +1,16 @@
 import { execFileSync } from "node:child_process";
 import { describe, expect, it } from "vitest";
 import { problemsOf } from "../../provider/agent/install.ts";
-import { factsScript, initScript, missingFrom, parseFacts, plannedPackages, platformProblem, requiredPackages, systemdUnit } from "../../provider/agent/installText.ts";
+import {
+  factsScript,
+  initScript,
+  missingFrom,
+  parseFacts,
+  plannedPackages,
+  platformProblem,
+  requiredPackages,
+  systemdUnit,
+} from "../../provider/agent/installText.ts";
 import { parseCpuInfo, parseOsRelease } from "../../provider/agent/facts.ts";
 
 describe("the platform", () => {
@@ -48,12 +57,23 @@ info=${JSON.stringify(info)}
 record=${Buffer.from(JSON.stringify(record)).toString("base64")}
 `);
     expect(facts).toMatchObject({ systemd: true, node: { major: 18, path: "/usr/bin/node" }, user: true, lxd: false, record, info });
-    expect(problemsOf(facts, { ...record, kinds: [] })).toEqual(["package dnsmasq-base is not installed", "package openssl is not installed", "package iproute2 is not installed"]);
+    expect(problemsOf(facts, { ...record, kinds: [] })).toEqual([
+      "package dnsmasq-base is not installed",
+      "package openssl is not installed",
+      "package iproute2 is not installed",
+    ]);
   });
 
   it("of a bare node say so", () => {
     const facts = parseFacts("os.id=debian\nos.version=12\nforward=0\nnode.candidate=18.19.0+dfsg-6~deb12u2\n");
-    expect(facts).toMatchObject({ systemd: false, node: undefined, nodeCandidate: 18, record: undefined, info: undefined, agentDigest: undefined });
+    expect(facts).toMatchObject({
+      systemd: false,
+      node: undefined,
+      nodeCandidate: 18,
+      record: undefined,
+      info: undefined,
+      agentDigest: undefined,
+    });
   });
 });
 
@@ -96,11 +116,18 @@ describe("the service", () => {
 
 describe("the agent's facts", () => {
   it("read os-release with and without quotes", () => {
-    expect(parseOsRelease('ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n# x\n')).toEqual({ ID: "debian", VERSION_ID: "12", PRETTY_NAME: "Debian GNU/Linux 12 (bookworm)" });
+    expect(parseOsRelease('ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n# x\n')).toEqual({
+      ID: "debian",
+      VERSION_ID: "12",
+      PRETTY_NAME: "Debian GNU/Linux 12 (bookworm)",
+    });
   });
 
   it("read the processor of both architectures", () => {
-    expect(parseCpuInfo("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu aes\n")).toEqual({ model: "AMD EPYC", flags: ["aes", "fpu"] });
+    expect(parseCpuInfo("processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu aes\n")).toEqual({
+      model: "AMD EPYC",
+      flags: ["aes", "fpu"],
+    });
     expect(parseCpuInfo("processor\t: 0\nFeatures\t: fp asimd\n")).toEqual({ model: "unknown", flags: ["asimd", "fp"] });
   });
 });

@@ -26,7 +26,13 @@ const apply = (change: Partial<InstanceSpec> = {}, { crashAt, fresh = false }: {
 describe("instance.apply", () => {
   it("makes a cloudlet that runs, published and ready", async () => {
     const status = await apply({ ports: [{ port: 80, hostPort: 8080, protocol: "tcp" }] });
-    expect(status).toMatchObject({ status: "running", ready: true, imageDigest: base, accelerator: "tcg", ownership: { epoch: 1, role: "owner" } });
+    expect(status).toMatchObject({
+      status: "running",
+      ready: true,
+      imageDigest: base,
+      accelerator: "tcg",
+      ownership: { epoch: 1, role: "owner" },
+    });
     expect(status.console).toContain("serving");
     expect(agent.published().map((record) => record.network.address)).toEqual([status.address]);
   });
@@ -73,8 +79,21 @@ describe("instance.apply", () => {
     ["a cloudlet of another stack", async () => (await apply(), apply({ owner: "other/stack" })), "CONFLICT", "belongs to p/s"],
     ["a base that was never sent", () => apply({ base: { digest: digestText("none") } }), "NOT_FOUND", "no data"],
     ["a kind that the node has not", () => apply({ kind: "lxd" }), "REFUSED", "hypervisor is kvm"],
-    ["a host port that another cloudlet has", async () => (await apply({ id: "a/b", ports: [{ port: 1, hostPort: 8080, protocol: "tcp" }] }), apply({ ports: [{ port: 2, hostPort: 8080, protocol: "tcp" }] })), "CONFLICT", "cloudlet a/b"],
-    ["a host port that the node itself uses", () => apply({ ports: [{ port: 22, hostPort: 22, protocol: "tcp" }] }), "CONFLICT", "used by the node"],
+    [
+      "a host port that another cloudlet has",
+      async () => (
+        await apply({ id: "a/b", ports: [{ port: 1, hostPort: 8080, protocol: "tcp" }] }),
+        apply({ ports: [{ port: 2, hostPort: 8080, protocol: "tcp" }] })
+      ),
+      "CONFLICT",
+      "cloudlet a/b",
+    ],
+    [
+      "a host port that the node itself uses",
+      () => apply({ ports: [{ port: 22, hostPort: 22, protocol: "tcp" }] }),
+      "CONFLICT",
+      "used by the node",
+    ],
     ["a volume that is not declared", () => apply({ volumes: [{ id: "v", path: "/v" }] }), "REFUSED", "not declared"],
     ["a pattern that is none", () => apply({ ready: { log: "(", timeoutSeconds: 1 } }), "INVALID", "ready.log"],
   ])("refuses %s", async (_, act, code, text) => {
@@ -110,16 +129,19 @@ describe("a changed base", () => {
     expect(agent.driver.guests.get(name)?.basePath).toContain(base);
   });
 
-  it.each([undefined, "saved", "removed", "rebuilt", "started"])("carries the state files over, also after a crash at %s", async (crashAt) => {
-    await apply({ stateFiles: ["/data"] });
-    const guest = agent.driver.guests.get(name);
-    if (guest !== undefined) guest.contents = "counter=7";
-    const change = { stateFiles: ["/data"], base: { digest: await agent.store("base 2") } };
-    if (crashAt !== undefined) await expect(apply(change, { crashAt })).rejects.toThrow("killed");
-    expect(await apply(change)).toMatchObject({ status: "running", imageDigest: change.base.digest });
-    expect(agent.driver.guests.get(name)).toMatchObject({ contents: "counter=7", state: "running" });
-    expect(agent.driver.guests.get(name)?.basePath).toContain(change.base.digest);
-  });
+  it.each([undefined, "saved", "removed", "rebuilt", "started"])(
+    "carries the state files over, also after a crash at %s",
+    async (crashAt) => {
+      await apply({ stateFiles: ["/data"] });
+      const guest = agent.driver.guests.get(name);
+      if (guest !== undefined) guest.contents = "counter=7";
+      const change = { stateFiles: ["/data"], base: { digest: await agent.store("base 2") } };
+      if (crashAt !== undefined) await expect(apply(change, { crashAt })).rejects.toThrow("killed");
+      expect(await apply(change)).toMatchObject({ status: "running", imageDigest: change.base.digest });
+      expect(agent.driver.guests.get(name)).toMatchObject({ contents: "counter=7", state: "running" });
+      expect(agent.driver.guests.get(name)?.basePath).toContain(change.base.digest);
+    },
+  );
 });
 
 describe("instance.remove", () => {
@@ -142,7 +164,9 @@ describe("instance.remove", () => {
 
   it("leaves the cloudlet of another stack alone", async () => {
     await apply();
-    await expect(removeInstance(agent.services, { id: "shop/counter", owner: "other/stack" }, context())).rejects.toMatchObject({ code: "CONFLICT" });
+    await expect(removeInstance(agent.services, { id: "shop/counter", owner: "other/stack" }, context())).rejects.toMatchObject({
+      code: "CONFLICT",
+    });
     expect(agent.driver.guests.size).toBe(1);
   });
 });
@@ -162,7 +186,10 @@ describe("status", () => {
 
   it("refuses commands in a cloudlet that does not run", async () => {
     await apply({ state: "stopped" });
-    const call = instanceExec(agent.services, "shop/counter", { request: { command: ["id"], timeoutSeconds: 5 }, signal: context().signal });
+    const call = instanceExec(agent.services, "shop/counter", {
+      request: { command: ["id"], timeoutSeconds: 5 },
+      signal: context().signal,
+    });
     await expect(call).rejects.toMatchObject({ code: "REFUSED" });
   });
 });
@@ -195,7 +222,12 @@ describe("when the agent starts", () => {
 });
 
 describe("readiness", () => {
-  const target = (ready: Parameters<typeof waitReady>[0]["ready"], log = "listening on 80\n") => ({ id: "shop/counter", address: "127.0.0.1", ready, log: () => Promise.resolve(log) });
+  const target = (ready: Parameters<typeof waitReady>[0]["ready"], log = "listening on 80\n") => ({
+    id: "shop/counter",
+    address: "127.0.0.1",
+    ready,
+    log: () => Promise.resolve(log),
+  });
 
   it("is a line on the console", async () => {
     await waitReady(target({ log: "^listening", timeoutSeconds: 1 }), context().signal);
@@ -207,7 +239,9 @@ describe("readiness", () => {
     const address = server.address();
     const port = address !== null && typeof address === "object" ? address.port : 0;
     await waitReady(target({ tcp: { port }, http: { port, path: "/ok" }, timeoutSeconds: 2 }), context().signal);
-    await expect(waitReady(target({ http: { port, path: "/no" }, timeoutSeconds: 0 }), context().signal)).rejects.toMatchObject({ message: expect.stringContaining("answers 500") });
+    await expect(waitReady(target({ http: { port, path: "/no" }, timeoutSeconds: 0 }), context().signal)).rejects.toMatchObject({
+      message: expect.stringContaining("answers 500"),
+    });
     server.close();
   });
 
@@ -253,7 +287,10 @@ describe("the hypervisor", () => {
     await expect(hypervisors.apply({ kind: "lxd", owner: "p/s" }, context())).rejects.toMatchObject({ code: "REFUSED" });
     await apply();
     expect(await hypervisors.status()).toMatchObject({ kind: "kvm", cloudlets: ["shop/counter"] });
-    await expect(hypervisors.remove("p/s", context())).rejects.toMatchObject({ code: "REFUSED", message: expect.stringContaining("shop/counter") });
+    await expect(hypervisors.remove("p/s", context())).rejects.toMatchObject({
+      code: "REFUSED",
+      message: expect.stringContaining("shop/counter"),
+    });
     await removeInstance(agent.services, { id: "shop/counter", owner: "p/s" }, context());
     await hypervisors.remove("p/s", context());
     expect(await hypervisors.status()).toBeUndefined();

@@ -33,11 +33,14 @@ async function eventsOf(jobs: Jobs, id: string, from = 0): Promise<JobEvent[]> {
 describe("a job", () => {
   it("tells its steps and its result in order", async () => {
     const jobs = open();
-    jobs.start("a", work((context) => {
-      context.step("one");
-      context.status("busy");
-      return Promise.resolve({ answer: 42 });
-    }));
+    jobs.start(
+      "a",
+      work((context) => {
+        context.step("one");
+        context.status("busy");
+        return Promise.resolve({ answer: 42 });
+      }),
+    );
     const events = await eventsOf(jobs, "a");
     expect(events.map((event) => event.type)).toEqual(["begun", "step", "progress", "done"]);
     expect(events.map((event) => event.seq)).toEqual([0, 1, 2, 3]);
@@ -58,39 +61,65 @@ describe("a job", () => {
     gate.resolve();
     await eventsOf(jobs, "a");
     expect(runs).toBe(1);
-    expect(jobs.start("a", work(() => Promise.resolve(1)))).toEqual({ attached: false });
+    expect(
+      jobs.start(
+        "a",
+        work(() => Promise.resolve(1)),
+      ),
+    ).toEqual({ attached: false });
   });
 
   it("gives events from the one asked for on, also to those who come late", async () => {
     const jobs = open();
-    jobs.start("a", work((context) => Promise.resolve(context.step("one"))));
+    jobs.start(
+      "a",
+      work((context) => Promise.resolve(context.step("one"))),
+    );
     await eventsOf(jobs, "a");
     expect((await eventsOf(jobs, "a", 1)).map((event) => event.seq)).toEqual([1, 2]);
   });
 
   it("ends with the code, text and remedy of what went wrong", async () => {
     const jobs = open();
-    jobs.start("a", work(() => Promise.reject(new TypeError("oops"))));
+    jobs.start(
+      "a",
+      work(() => Promise.reject(new TypeError("oops"))),
+    );
     expect((await eventsOf(jobs, "a")).at(-1)).toMatchObject({ type: "failed", error: { code: "BUG" } });
   });
 
   it("is cancelled by its signal", async () => {
     const jobs = open();
-    jobs.start("a", work(({ signal }) => new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)))));
+    jobs.start(
+      "a",
+      work(({ signal }) => new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)))),
+    );
     jobs.cancel("a");
-    expect((await eventsOf(jobs, "a")).at(-1)).toMatchObject({ type: "failed", error: { code: "ABORTED", message: "job a was cancelled" } });
+    expect((await eventsOf(jobs, "a")).at(-1)).toMatchObject({
+      type: "failed",
+      error: { code: "ABORTED", message: "job a was cancelled" },
+    });
   });
 
   it("waits for another that touches the same thing, and for no other", async () => {
     const jobs = open();
     const gate = openGate();
     const order: string[] = [];
-    jobs.start("a", work(async () => {
-      await gate.promise;
-      order.push("a");
-    }, ["instance:x", "volume:v"]));
-    jobs.start("b", work(() => Promise.resolve(order.push("b")), ["volume:v"]));
-    jobs.start("c", work(() => Promise.resolve(order.push("c")), ["instance:y"]));
+    jobs.start(
+      "a",
+      work(async () => {
+        await gate.promise;
+        order.push("a");
+      }, ["instance:x", "volume:v"]),
+    );
+    jobs.start(
+      "b",
+      work(() => Promise.resolve(order.push("b")), ["volume:v"]),
+    );
+    jobs.start(
+      "c",
+      work(() => Promise.resolve(order.push("c")), ["instance:y"]),
+    );
     await eventsOf(jobs, "c");
     gate.resolve();
     const events = await eventsOf(jobs, "b");
@@ -101,9 +130,18 @@ describe("a job", () => {
   it("can be cancelled while it waits, and lets those behind it go on", async () => {
     const jobs = open();
     const gate = openGate();
-    jobs.start("a", work(() => gate.promise, ["k"]));
-    jobs.start("b", work(() => Promise.resolve(), ["k"]));
-    jobs.start("c", work(() => Promise.resolve("c"), ["k"]));
+    jobs.start(
+      "a",
+      work(() => gate.promise, ["k"]),
+    );
+    jobs.start(
+      "b",
+      work(() => Promise.resolve(), ["k"]),
+    );
+    jobs.start(
+      "c",
+      work(() => Promise.resolve("c"), ["k"]),
+    );
     jobs.cancel("b");
     expect((await eventsOf(jobs, "b")).at(-1)).toMatchObject({ error: { code: "ABORTED" } });
     gate.resolve();
@@ -113,11 +151,14 @@ describe("a job", () => {
   it("has each step in its journal before the next thing happens, and never its result", async () => {
     const jobs = open();
     let seen = "";
-    jobs.start("a", work((context) => {
-      context.step("one");
-      seen = readFileSync(join(directory, "a.jsonl"), "utf8");
-      return Promise.resolve({ token: "secret-token" });
-    }));
+    jobs.start(
+      "a",
+      work((context) => {
+        context.step("one");
+        seen = readFileSync(join(directory, "a.jsonl"), "utf8");
+        return Promise.resolve({ token: "secret-token" });
+      }),
+    );
     await eventsOf(jobs, "a");
     expect(seen).toContain('"name":"one"');
     expect(readFileSync(join(directory, "a.jsonl"), "utf8")).not.toContain("secret-token");
@@ -135,7 +176,10 @@ describe("after the agent was killed", () => {
   });
 
   it("a finished job is unknown, so that asking again yields its result", async () => {
-    writeFileSync(join(directory, "a.jsonl"), line({ type: "begun", seq: 0, at: "t", verb: "x" }) + line({ type: "done", seq: 1, at: "t", result: null }));
+    writeFileSync(
+      join(directory, "a.jsonl"),
+      line({ type: "begun", seq: 0, at: "t", verb: "x" }) + line({ type: "done", seq: 1, at: "t", result: null }),
+    );
     await expect(eventsOf(open(), "a")).rejects.toMatchObject({ code: "NOT_FOUND" });
   });
 

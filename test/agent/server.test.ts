@@ -26,7 +26,13 @@ beforeEach(async () => {
   socketPath = join(agent.root, "a.sock");
   const jobs = new Jobs({ directory: join(agent.root, "jobs"), lock: agent.services.lock });
   const info = () => ({ protocol: 1, digest: digestText("agent"), startedAt: "now", jobs: jobs.running() });
-  server = createAgentServer({ services: agent.services, jobs, verbs: verbTable, info, facts: () => Promise.reject(new Error("not asked for")) });
+  server = createAgentServer({
+    services: agent.services,
+    jobs,
+    verbs: verbTable,
+    info,
+    facts: () => Promise.reject(new Error("not asked for")),
+  });
   server.listen(socketPath);
   await once(server, "listening");
 });
@@ -81,10 +87,20 @@ describe("the agent over its socket", () => {
     const events: JobEvent[] = [];
     const status = await client.run("instance.apply", { spec: spec(base), fresh: true }, { onEvent: (event) => events.push(event) });
     expect(status).toMatchObject({ status: "running", ready: true });
-    expect(events.filter((event) => event.type === "step").map((event) => event.name)).toEqual(["record", "network", "created", "started", "ready", "complete"]);
+    expect(events.filter((event) => event.type === "step").map((event) => event.name)).toEqual([
+      "record",
+      "network",
+      "created",
+      "started",
+      "ready",
+      "complete",
+    ]);
     expect(await client.instance("shop/counter")).toMatchObject({ status: "running" });
     expect(await client.log("shop/counter", 1)).toBe("serving\n");
-    expect(await client.exec("shop/counter", { command: ["id", "-u"], timeoutSeconds: 5 })).toMatchObject({ exitCode: 0, stdout: expect.stringContaining("id -u") });
+    expect(await client.exec("shop/counter", { command: ["id", "-u"], timeoutSeconds: 5 })).toMatchObject({
+      exitCode: 0,
+      stdout: expect.stringContaining("id -u"),
+    });
     await client.run("instance.restart", { id: "shop/counter" });
     await client.run("instance.remove", { id: "shop/counter", owner: "p/s" });
     expect(await client.instance("shop/counter")).toBeUndefined();
@@ -104,9 +120,15 @@ describe("the agent over its socket", () => {
     const client = createAgentClient(rest);
     const base = await agent.store("base");
     agent.driver.failNext = "start";
-    await expect(client.run("instance.apply", { spec: spec(base), fresh: true })).rejects.toMatchObject({ code: "FAILED", message: "agent on gw1: start failed" });
+    await expect(client.run("instance.apply", { spec: spec(base), fresh: true })).rejects.toMatchObject({
+      code: "FAILED",
+      message: "agent on gw1: start failed",
+    });
     agent.driver.silent = true;
-    await expect(client.run("instance.restart", { id: "shop/counter" })).rejects.toMatchObject({ code: "UNREACHABLE", message: expect.stringContaining("hypervisor is silent") });
+    await expect(client.run("instance.restart", { id: "shop/counter" })).rejects.toMatchObject({
+      code: "UNREACHABLE",
+      message: expect.stringContaining("hypervisor is silent"),
+    });
   });
 
   it("cancels the job when whoever asked gives up", async () => {
@@ -125,7 +147,11 @@ describe("the agent over its socket", () => {
   it("ends a job that outlasts its deadline", async () => {
     const client = createAgentClient(rest);
     const base = await agent.store("base");
-    const run = client.run("instance.apply", { spec: spec(base, { ready: { log: "never", timeoutSeconds: 60 } }), fresh: true }, { timeoutMillis: 500 });
+    const run = client.run(
+      "instance.apply",
+      { spec: spec(base, { ready: { log: "never", timeoutSeconds: 60 } }), fresh: true },
+      { timeoutMillis: 500 },
+    );
     await expect(run).rejects.toMatchObject({ code: "TIMEOUT" });
     await expect.poll(async () => (await client.info()).jobs, { timeout: 5_000 }).toEqual([]);
   });

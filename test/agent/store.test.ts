@@ -72,15 +72,19 @@ describe("the store", () => {
 
   it("never collects what is referenced and always collects the rest", async () => {
     await fc.assert(
-      fc.asyncProperty(fc.uniqueArray(fc.string({ minLength: 1, maxLength: 8 }), { maxLength: 8 }), fc.func(fc.boolean()), async (texts, isKept) => {
-        const directory = mkdtempSync(join(root, "gc-"));
-        const store = new Store(directory);
-        for (const text of texts) await store.put(digestText(text), from(text));
-        const kept = texts.filter((text) => isKept(text)).map(digestText);
-        const removed = await store.collect(new Set(kept));
-        expect(await store.list()).toEqual([...kept].sort());
-        expect(removed.length).toBe(texts.length - kept.length);
-      }),
+      fc.asyncProperty(
+        fc.uniqueArray(fc.string({ minLength: 1, maxLength: 8 }), { maxLength: 8 }),
+        fc.func(fc.boolean()),
+        async (texts, isKept) => {
+          const directory = mkdtempSync(join(root, "gc-"));
+          const store = new Store(directory);
+          for (const text of texts) await store.put(digestText(text), from(text));
+          const kept = texts.filter((text) => isKept(text)).map(digestText);
+          const removed = await store.collect(new Set(kept));
+          expect(await store.list()).toEqual([...kept].sort());
+          expect(removed.length).toBe(texts.length - kept.length);
+        },
+      ),
       { numRuns: 25 },
     );
   });

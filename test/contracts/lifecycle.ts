@@ -22,7 +22,8 @@ export function declarationFor(kind: Kind): Declaration {
   return { gateways: { gw1: { kind }, gw2: { kind } }, at: "gw1" };
 }
 
-const updated = (outcome: Outcome, name = "counter") => outcome.steps.filter((step) => step.name === name && step.op === "update").flatMap(({ changed }) => changed);
+const updated = (outcome: Outcome, name = "counter") =>
+  outcome.steps.filter((step) => step.name === name && step.op === "update").flatMap(({ changed }) => changed);
 
 async function unchanged({ gateways, now }: Life): Promise<void> {
   const previewed = await gateways.preview(now);
@@ -72,7 +73,11 @@ export const lifecycle: Row[] = [
     async run({ gateways, change }) {
       const before = await gateways.visit("gw1");
       const outcome = await change({
-        cloudlet: { resources: { memoryMib: 224 }, files: [{ path: "/etc/greeting", content: "hello\n" }], environment: { GREETING: "hello" } },
+        cloudlet: {
+          resources: { memoryMib: 224 },
+          files: [{ path: "/etc/greeting", content: "hello\n" }],
+          environment: { GREETING: "hello" },
+        },
       });
       expect(outcome, outcome.text).toMatchObject({ ok: true });
       expect(updated(outcome).length).toBeGreaterThan(0);
@@ -208,7 +213,10 @@ export const lifecycle: Row[] = [
   {
     title: "move: an in-place update that the preview shows, and back, with the counter intact",
     async run(life) {
-      for (const [from, to] of [["gw1", "gw2"], ["gw2", "gw1"]] satisfies [GatewayName, GatewayName][]) {
+      for (const [from, to] of [
+        ["gw1", "gw2"],
+        ["gw2", "gw1"],
+      ] satisfies [GatewayName, GatewayName][]) {
         const before = (await life.gateways.visit(from)) ?? -1;
         const shown = await life.look({ at: to });
         expect(shown.steps.map(({ op, name }) => `${op} ${name}`)).toEqual(["update counter"]);
@@ -230,7 +238,11 @@ export const lifecycle: Row[] = [
       expect(outcome, outcome.text).toMatchObject({ ok: true });
       for (const gateway of ["gw1", "gw2"] as const) {
         expect(await gateways.running(gateway)).toBe(0);
-        expect(await gateways.lab.hosts[gateway].run("ls -A /var/lib/cloudlet 2>/dev/null; ls /etc/init.d/cloudlet-agent 2>/dev/null; nft list tables; ip -br link show type bridge; true")).toBe("");
+        expect(
+          await gateways.lab.hosts[gateway].run(
+            "ls -A /var/lib/cloudlet 2>/dev/null; ls /etc/init.d/cloudlet-agent 2>/dev/null; nft list tables; ip -br link show type bridge; true",
+          ),
+        ).toBe("");
       }
       expect(await gateways.stack.state()).toHaveLength(0);
     },

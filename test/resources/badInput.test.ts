@@ -16,7 +16,15 @@ const good = {
   EdgeCluster: { name: "faces", owner, application: "face-recognition" },
   Node: { name: "gw1", owner, connection },
   Hypervisor: { name: "kvm1", owner, node: "gw1", kind: "kvm", connection, nodeAddress: "192.0.2.1" },
-  Cloudlet: { name: "server", owner, cluster: "faces", hypervisor: "gw1/kvm", connection, nodeAddress: "192.0.2.1", base: { file: "base.qcow2" } },
+  Cloudlet: {
+    name: "server",
+    owner,
+    cluster: "faces",
+    hypervisor: "gw1/kvm",
+    connection,
+    nodeAddress: "192.0.2.1",
+    base: { file: "base.qcow2" },
+  },
   Volume: { name: "data", owner, hypervisor: "gw1/kvm", connection, sizeMib: 64 },
 } satisfies Record<string, Inputs>;
 type Type = keyof typeof good;
@@ -67,9 +75,25 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
   ["Hypervisor", { kind: undefined }, "kind", /./],
   ["Hypervisor", { node: undefined }, "node", /./],
   ["Hypervisor", { node: "GW1" }, "node", /lower-case/],
-  ["Hypervisor", { kind: "kvm", lxd: { address: "https://192.0.2.1:8443", clientCertificate: "c", clientKey: "k", serverCertificate: "s" } }, "lxd", /remove/],
-  ["Hypervisor", { kind: "lxd", lxd: { address: "http://192.0.2.1", clientCertificate: "c", clientKey: "k", serverCertificate: "s" } }, "lxd.address", /https/],
-  ["Hypervisor", { name: "second", kind: "lxd" }, "node", /already has the hypervisor "kvm1"/, { others: [["Hypervisor", good.Hypervisor]] }],
+  [
+    "Hypervisor",
+    { kind: "kvm", lxd: { address: "https://192.0.2.1:8443", clientCertificate: "c", clientKey: "k", serverCertificate: "s" } },
+    "lxd",
+    /remove/,
+  ],
+  [
+    "Hypervisor",
+    { kind: "lxd", lxd: { address: "http://192.0.2.1", clientCertificate: "c", clientKey: "k", serverCertificate: "s" } },
+    "lxd.address",
+    /https/,
+  ],
+  [
+    "Hypervisor",
+    { name: "second", kind: "lxd" },
+    "node",
+    /already has the hypervisor "kvm1"/,
+    { others: [["Hypervisor", good.Hypervisor]] },
+  ],
   ["Hypervisor", { name: "second" }, "node", /already has the hypervisor "kvm1"/, { others: [["Hypervisor", good.Hypervisor]] }],
   ["Cloudlet", { cluster: undefined }, "cluster", /./],
   ["Cloudlet", { hypervisor: "gw1" }, "hypervisor", /gw1\/kvm/],
@@ -90,15 +114,37 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
   ["Cloudlet", { ports: [{ port: 80, protocol: "sctp" }] }, "ports[0].protocol", /tcp/],
   ["Cloudlet", { ports: { port: 80 } }, "ports", /array|list/],
   ["Cloudlet", { ports: [{ port: 80 }, { port: 81, hostPort: 80 }] }, "ports[1].hostPort", /taken by ports\[0\]/],
-  ["Cloudlet", { name: "other", ports: [{ port: 80 }] }, "ports[0].hostPort", /taken by cloudlet "server"/, { others: [["Cloudlet", { ...good.Cloudlet, ports: [{ port: 8080, hostPort: 80 }] }]] }],
+  [
+    "Cloudlet",
+    { name: "other", ports: [{ port: 80 }] },
+    "ports[0].hostPort",
+    /taken by cloudlet "server"/,
+    { others: [["Cloudlet", { ...good.Cloudlet, ports: [{ port: 8080, hostPort: 80 }] }]] },
+  ],
   ["Cloudlet", { files: [{ path: "etc/app", content: "" }] }, "files[0].path", /absolute/],
   ["Cloudlet", { files: [{ path: "/etc/app", content: "x".repeat(1024 * 1024 + 1) }] }, "files[0].content", /./],
   ["Cloudlet", { environment: { "NOT-A-NAME": "x" } }, 'environment["NOT-A-NAME"]', /letters/],
   ["Cloudlet", { environment: { A: 1 } }, "environment.A", /text/],
   ["Cloudlet", { stateFiles: ["var/lib"] }, "stateFiles[0]", /absolute/],
   ["Cloudlet", { volumes: [{ volume: "data", path: "data" }] }, "volumes[0].path", /absolute/],
-  ["Cloudlet", { volumes: [{ volume: "data", path: "/d" }, { volume: "more", path: "/d" }] }, "volumes[1].path", /twice/],
-  ["Cloudlet", { hypervisor: "gw2/kvm", volumes: [{ volume: "data", path: "/d" }] }, "volumes[0].volume", /follows its cloudlet/, { others: [["Volume", good.Volume]] }],
+  [
+    "Cloudlet",
+    {
+      volumes: [
+        { volume: "data", path: "/d" },
+        { volume: "more", path: "/d" },
+      ],
+    },
+    "volumes[1].path",
+    /twice/,
+  ],
+  [
+    "Cloudlet",
+    { hypervisor: "gw2/kvm", volumes: [{ volume: "data", path: "/d" }] },
+    "volumes[0].volume",
+    /follows its cloudlet/,
+    { others: [["Volume", good.Volume]] },
+  ],
   ["Cloudlet", { ready: {} }, "ready", /exactly one/],
   ["Cloudlet", { ready: { tcp: 80, log: "up" } }, "ready", /exactly one/],
   ["Cloudlet", { ready: { log: "(" } }, "ready.log", /regular expression/],
@@ -108,20 +154,29 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
   ["Cloudlet", { build: { context: "app", start: "./run" } }, "build", /has no "build"/],
   ["Cloudlet", { application: "games" }, "application", /serves "face-recognition"/, { others: [["EdgeCluster", good.EdgeCluster]] }],
   ["Cloudlet", { hypervisor: "gw1/lxd" }, "base", /image for kvm/, { old: { ...good.Cloudlet, base: { file: "base.qcow2", digest } } }],
-  ["Cloudlet", { hypervisor: "gw1/lxd" }, "stateFiles", /carries only state files/, { old: { ...good.Cloudlet, base: { file: "old", digest: "c".repeat(64) } } }],
+  [
+    "Cloudlet",
+    { hypervisor: "gw1/lxd" },
+    "stateFiles",
+    /carries only state files/,
+    { old: { ...good.Cloudlet, base: { file: "old", digest: "c".repeat(64) } } },
+  ],
   ["Volume", { sizeMib: 4 }, "sizeMib", /8/],
   ["Volume", { sizeMib: 32 }, "sizeMib", /only grows/, { old: good.Volume }],
   ["Volume", { retainOnDelete: "yes" }, "retainOnDelete", /true|boolean/],
 ];
 
 describe("bad input", () => {
-  it.each(bad.map((row) => [`${row[0]} ${JSON.stringify(row[1]).slice(0, 100)}`, row] as const))("of %s is a failure with its path", async (_title, [type, change, path, words, extra]) => {
-    const news: Inputs = { ...good[type], ...change };
-    for (const [key, value] of Object.entries(news)) if (value === undefined) delete news[key];
-    const { issues } = await check(type, news, extra);
-    expect(issues.map((issue) => issue.path)).toContain(path);
-    expect(issues.find((issue) => issue.path === path)?.message).toMatch(words);
-  });
+  it.each(bad.map((row) => [`${row[0]} ${JSON.stringify(row[1]).slice(0, 100)}`, row] as const))(
+    "of %s is a failure with its path",
+    async (_title, [type, change, path, words, extra]) => {
+      const news: Inputs = { ...good[type], ...change };
+      for (const [key, value] of Object.entries(news)) if (value === undefined) delete news[key];
+      const { issues } = await check(type, news, extra);
+      expect(issues.map((issue) => issue.path)).toContain(path);
+      expect(issues.find((issue) => issue.path === path)?.message).toMatch(words);
+    },
+  );
 
   it("covers at least forty cases, and the good inputs pass", async () => {
     expect(bad.length).toBeGreaterThanOrEqual(40);

@@ -67,7 +67,8 @@ export class Assembly {
       pending = pending.length === 0 ? Buffer.from(chunk) : Buffer.concat([pending, chunk]);
       while (pending.length >= frameHeader) {
         const length = pending.readUInt32BE(0);
-        if (length > longestPiece) throw new CloudletError("INTEGRITY", `a piece of ${length} bytes was announced; none is longer than ${longestPiece}`);
+        if (length > longestPiece)
+          throw new CloudletError("INTEGRITY", `a piece of ${length} bytes was announced; none is longer than ${longestPiece}`);
         if (pending.length < frameHeader + length) break;
         const digest = pending.toString("hex", 4, frameHeader);
         const bytes = pending.subarray(frameHeader, frameHeader + length);
@@ -85,7 +86,11 @@ export class Assembly {
       if (await this.#complete(recipe)) continue;
       const partial = `${this.partPath(recipe.name)}.partial`;
       const digest = await fileDigest(partial);
-      if (digest !== recipe.digest) throw new CloudletError("INTEGRITY", `${recipe.name} was put together with digest ${digest.slice(0, 12)}, not ${recipe.digest.slice(0, 12)}`);
+      if (digest !== recipe.digest)
+        throw new CloudletError(
+          "INTEGRITY",
+          `${recipe.name} was put together with digest ${digest.slice(0, 12)}, not ${recipe.digest.slice(0, 12)}`,
+        );
       const file = await open(partial, "r+");
       await file.sync().finally(() => file.close());
       await rename(partial, this.partPath(recipe.name));

@@ -31,7 +31,10 @@ export class MoveChannel {
     };
   }
 
-  async json<T>(schema: z.ZodType<T>, call: { method: "GET" | "PUT" | "POST"; path: string; body?: unknown; timeoutMillis?: number; signal?: AbortSignal | undefined }): Promise<T> {
+  async json<T>(
+    schema: z.ZodType<T>,
+    call: { method: "GET" | "PUT" | "POST"; path: string; body?: unknown; timeoutMillis?: number; signal?: AbortSignal | undefined },
+  ): Promise<T> {
     const body = call.body === undefined ? undefined : Buffer.from(JSON.stringify(call.body));
     const response = await this.#send(call, async (outgoing) => {
       outgoing.end(body);
@@ -66,7 +69,10 @@ export class MoveChannel {
     this.#agent.destroy();
   }
 
-  async #send(call: { method: string; path: string; timeoutMillis?: number; signal?: AbortSignal | undefined }, write: (outgoing: ReturnType<typeof request>) => Promise<void>): Promise<IncomingMessage> {
+  async #send(
+    call: { method: string; path: string; timeoutMillis?: number; signal?: AbortSignal | undefined },
+    write: (outgoing: ReturnType<typeof request>) => Promise<void>,
+  ): Promise<IncomingMessage> {
     const outgoing = request({
       agent: this.#agent,
       method: call.method,
@@ -78,7 +84,15 @@ export class MoveChannel {
     outgoing.on("timeout", () => outgoing.destroy(this.#lost("did not answer in time")));
     const answered = new Promise<IncomingMessage>((resolve, reject) => {
       outgoing.on("response", resolve);
-      outgoing.on("error", (error) => reject(error instanceof CloudletError ? error : call.signal?.aborted ? new CloudletError("ABORTED", "the move was cancelled") : this.#lost(error.message)));
+      outgoing.on("error", (error) =>
+        reject(
+          error instanceof CloudletError
+            ? error
+            : call.signal?.aborted
+              ? new CloudletError("ABORTED", "the move was cancelled")
+              : this.#lost(error.message),
+        ),
+      );
     });
     // a refusal may arrive while the body is still being written: then the answer matters, not the broken pipe
     await Promise.race([answered, write(outgoing)]).catch(() => {});
@@ -99,7 +113,10 @@ export class MoveChannel {
         reasons.push(`${host}: ${error instanceof Error ? error.message : String(error)}`);
       }
     }
-    throw new CloudletError("UNREACHABLE", `no address of ${this.#target.node} answers on port ${this.#target.port} (${reasons.join("; ")})`);
+    throw new CloudletError(
+      "UNREACHABLE",
+      `no address of ${this.#target.node} answers on port ${this.#target.port} (${reasons.join("; ")})`,
+    );
   }
 
   #dialOne(host: string): Promise<TLSSocket> {
@@ -113,7 +130,13 @@ export class MoveChannel {
         const digest = raw === undefined ? "none" : createHash("sha256").update(raw).digest("hex");
         if (digest !== this.#target.certificate) {
           socket.destroy();
-          reject(new CloudletError("HOST_KEY", `${host}:${this.#target.port} shows certificate ${digest.slice(0, 16)}, not the ${this.#target.certificate.slice(0, 16)} of ${this.#target.node}`, { fix: "look for another program on that port, or an address that two machines share" }));
+          reject(
+            new CloudletError(
+              "HOST_KEY",
+              `${host}:${this.#target.port} shows certificate ${digest.slice(0, 16)}, not the ${this.#target.certificate.slice(0, 16)} of ${this.#target.node}`,
+              { fix: "look for another program on that port, or an address that two machines share" },
+            ),
+          );
           return;
         }
         socket.removeListener("error", reject);

@@ -11,7 +11,11 @@ function filter(command: string, args: string[]): { child: Filter; ended: Promis
   const child = spawn(command, args, { stdio: ["pipe", "pipe", "ignore"] });
   const ended = new Promise<void>((resolve, reject) => {
     child.once("error", (error) => reject(new CloudletError("FAILED", `${command} could not be started: ${error.message}`)));
-    child.once("close", (code, signal) => (code === 0 ? resolve() : reject(new CloudletError("INTEGRITY", `${command} ended with ${code ?? signal}: its input was cut short or is damaged`))));
+    child.once("close", (code, signal) =>
+      code === 0
+        ? resolve()
+        : reject(new CloudletError("INTEGRITY", `${command} ended with ${code ?? signal}: its input was cut short or is damaged`)),
+    );
   });
   // whoever awaits `ended` sees the failure; until then it must not count as unhandled
   ended.catch(() => {});

@@ -42,7 +42,13 @@ export class DataServer {
     if (this.#server === undefined) {
       const server = createServer({ key, cert, requestTimeout: 0 }, (incoming, outgoing) => void this.#answer(incoming, outgoing));
       await new Promise<void>((resolve, reject) => {
-        server.once("error", (error) => reject(new CloudletError("BUSY", `cannot listen on port ${dataPort} for the move: ${error.message}`, { fix: `free TCP port ${dataPort} on the node` })));
+        server.once("error", (error) =>
+          reject(
+            new CloudletError("BUSY", `cannot listen on port ${dataPort} for the move: ${error.message}`, {
+              fix: `free TCP port ${dataPort} on the node`,
+            }),
+          ),
+        );
         server.listen(dataPort, resolve);
       });
       this.#server = server;
@@ -61,19 +67,25 @@ export class DataServer {
     const id = url.searchParams.get("id") ?? "";
     try {
       const token = /^Bearer (.+)$/.exec(incoming.headers.authorization ?? "")?.[1] ?? "";
-      if (!(await this.#receiver.authorize(id, token))) throw new CloudletError("UNAUTHORIZED", "this token is not for that cloudlet", { fix: "run `pulumi up` again for a new one" });
+      if (!(await this.#receiver.authorize(id, token)))
+        throw new CloudletError("UNAUTHORIZED", "this token is not for that cloudlet", { fix: "run `pulumi up` again for a new one" });
       const result = await this.#route(`${incoming.method} ${url.pathname}`, id, incoming);
       outgoing.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(result ?? {}));
     } catch (error) {
       incoming.resume();
-      const detail = { code: codeOf(error), message: error instanceof Error ? error.message : String(error), fix: error instanceof CloudletError ? error.fix : "" };
+      const detail = {
+        code: codeOf(error),
+        message: error instanceof Error ? error.message : String(error),
+        fix: error instanceof CloudletError ? error.fix : "",
+      };
       if (!outgoing.headersSent) outgoing.writeHead(detail.code === "UNAUTHORIZED" ? 401 : 409, { "content-type": "application/json" });
       outgoing.end(JSON.stringify({ error: detail }));
     }
   }
 
   async #route(route: string, id: string, incoming: IncomingMessage): Promise<unknown> {
-    if (route.startsWith("PUT /v1/blobs/")) return this.#receiver.supply(id, digestSchema.parse(route.slice("PUT /v1/blobs/".length)), incoming);
+    if (route.startsWith("PUT /v1/blobs/"))
+      return this.#receiver.supply(id, digestSchema.parse(route.slice("PUT /v1/blobs/".length)), incoming);
     switch (route) {
       case "GET /v1/arrival":
         return this.#receiver.arrival(id);
@@ -120,7 +132,10 @@ async function bodyOf<T>(incoming: IncomingMessage, schema: z.ZodType<T>): Promi
     chunks.push(Buffer.from(chunk));
   }
   const parsed = schema.safeParse(JSON.parse(Buffer.concat(chunks).toString() || "{}"));
-  if (!parsed.success) throw new CloudletError("INVALID", `the other agent sent something unexpected: ${parsed.error.issues[0]?.message}`, { fix: "bring both nodes to the same version with `pulumi up`" });
+  if (!parsed.success)
+    throw new CloudletError("INVALID", `the other agent sent something unexpected: ${parsed.error.issues[0]?.message}`, {
+      fix: "bring both nodes to the same version with `pulumi up`",
+    });
   return parsed.data;
 }
 
@@ -132,7 +147,27 @@ async function identity(directory: string): Promise<{ key: Buffer; cert: Buffer 
   if (there) return { key: there[0], cert: there[1] };
   await mkdir(directory, { recursive: true });
   const temporary = (path: string): string => `${path}.new`;
-  await run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "36500", "-subj", "/CN=cloudlet-agent", "-keyout", temporary(keyPath), "-out", temporary(certPath)], { timeoutMillis: 30_000 });
+  await run(
+    [
+      "openssl",
+      "req",
+      "-x509",
+      "-newkey",
+      "ec",
+      "-pkeyopt",
+      "ec_paramgen_curve:prime256v1",
+      "-nodes",
+      "-days",
+      "36500",
+      "-subj",
+      "/CN=cloudlet-agent",
+      "-keyout",
+      temporary(keyPath),
+      "-out",
+      temporary(certPath),
+    ],
+    { timeoutMillis: 30_000 },
+  );
   await rename(temporary(keyPath), keyPath);
   await rename(temporary(certPath), certPath);
   const [key, cert] = await both();

@@ -79,7 +79,7 @@ async function* alongTar(file: FileHandle): AsyncGenerator<Buffer> {
     if (size === 0) continue;
     yield Buffer.concat(headers);
     headers = [];
-    for (let left = size; left > 0; ) {
+    for (let left = size; left > 0;) {
       const piece = await take(file, Math.min(left, filePiece));
       if (piece.length === 0) return;
       yield piece;

@@ -83,7 +83,9 @@ export class MoveSource {
       try {
         await this.#services.lock.run(`instance:${record.spec.id}`, () => this.#finish(record.spec.id, channel, context));
       } catch (error) {
-        context.status(`the move of ${record.spec.id} to ${departure.target.node} waits: ${error instanceof Error ? error.message : String(error)}`);
+        context.status(
+          `the move of ${record.spec.id} to ${departure.target.node} waits: ${error instanceof Error ? error.message : String(error)}`,
+        );
       } finally {
         channel.close();
       }
@@ -93,17 +95,35 @@ export class MoveSource {
   async #begin(record: InstanceRecord, args: VerbArgs<"move.run">, arrival: Arrival): Promise<Departure> {
     const expected = record.ownership.role === "owner" ? args.epoch - 1 : args.epoch;
     if (record.ownership.role === "incoming" || record.ownership.epoch !== expected || arrival.epoch !== args.epoch) {
-      throw new CloudletError("CONFLICT", `${args.id} is ${record.ownership.role} at epoch ${record.ownership.epoch} here, and the move is for epoch ${args.epoch}`, { fix: "run `pulumi refresh`, then `pulumi up`" });
+      throw new CloudletError(
+        "CONFLICT",
+        `${args.id} is ${record.ownership.role} at epoch ${record.ownership.epoch} here, and the move is for epoch ${args.epoch}`,
+        { fix: "run `pulumi refresh`, then `pulumi up`" },
+      );
     }
     const before = await this.#read(args.id);
-    const fresh: Departure = { epoch: args.epoch, self: args.self, target: args.target, route: args.route, mode: arrival.kind === record.spec.kind ? "cold" : "state", beganAt: Date.now(), bytesSent: 0, bytesTotal: 0 };
-    const departure = before?.epoch === args.epoch && record.ownership.role === "released" ? { ...before, target: args.target, route: args.route } : fresh;
+    const fresh: Departure = {
+      epoch: args.epoch,
+      self: args.self,
+      target: args.target,
+      route: args.route,
+      mode: arrival.kind === record.spec.kind ? "cold" : "state",
+      beganAt: Date.now(),
+      bytesSent: 0,
+      bytesTotal: 0,
+    };
+    const departure =
+      before?.epoch === args.epoch && record.ownership.role === "released" ? { ...before, target: args.target, route: args.route } : fresh;
     await this.#write(args.id, departure);
     return departure;
   }
 
   /** From "runs here" to "released": everything that may fail comes before the release. */
-  async #handOver(record: InstanceRecord, departure: Departure, way: { channel: MoveChannel; arrival: Arrival; context: JobContext }): Promise<void> {
+  async #handOver(
+    record: InstanceRecord,
+    departure: Departure,
+    way: { channel: MoveChannel; arrival: Arrival; context: JobContext },
+  ): Promise<void> {
     const { channel, arrival, context } = way;
     const opened = await this.#open(record);
     for (const digest of arrival.needs) {
@@ -134,7 +154,11 @@ export class MoveSource {
   }
 
   async #open(record: InstanceRecord): Promise<Opened> {
-    return { record, driver: await this.#services.hypervisors.driver(record.spec.kind), guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)) };
+    return {
+      record,
+      driver: await this.#services.hypervisors.driver(record.spec.kind),
+      guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)),
+    };
   }
 
   async #export({ record, driver, guest }: Opened, mode: Departure["mode"], context: JobContext): Promise<FilePart[]> {
@@ -165,11 +189,20 @@ export class MoveSource {
   }
 
   /** Sends what the target lacks; a short break of the link is waited out, since a restart here would cost more. */
-  async #send(departure: Departure, work: { parts: FilePart[]; recipes: Recipe[]; channel: MoveChannel; context: JobContext }): Promise<void> {
+  async #send(
+    departure: Departure,
+    work: { parts: FilePart[]; recipes: Recipe[]; channel: MoveChannel; context: JobContext },
+  ): Promise<void> {
     const { parts, recipes, channel, context } = work;
     for (let attempt = 1; ; attempt++) {
       try {
-        const { missing } = await channel.json(missingSchema, { method: "PUT", path: "/v1/recipes", body: { mode: departure.mode, parts: recipes }, timeoutMillis: sealMillis, signal: context.signal });
+        const { missing } = await channel.json(missingSchema, {
+          method: "PUT",
+          path: "/v1/recipes",
+          body: { mode: departure.mode, parts: recipes },
+          timeoutMillis: sealMillis,
+          signal: context.signal,
+        });
         if (missing.length === 0) return;
         const wanted = new Set(missing);
         const bytes = bytesOf(recipes, wanted);
@@ -233,7 +266,9 @@ export class MoveSource {
       if (arrival.phase === "ready") return;
       if (arrival.phase === "failed") {
         const error = arrival.error;
-        throw new CloudletError("FAILED", `the cloudlet has moved and does not come up there: ${error?.message ?? "no reason given"}`, { fix: error?.fix ?? "run `pulumi up` again" });
+        throw new CloudletError("FAILED", `the cloudlet has moved and does not come up there: ${error?.message ?? "no reason given"}`, {
+          fix: error?.fix ?? "run `pulumi up` again",
+        });
       }
       await sleep(100);
     }

@@ -47,11 +47,15 @@ export class MoveTarget implements Receiver {
     const { records, hypervisors } = this.#services;
     const record = await records.read(spec.id);
     const owned = record?.ownership.role === "owner";
-    if (record && record.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `${spec.id} on this node belongs to ${record.spec.owner}`);
+    if (record && record.spec.owner !== spec.owner)
+      throw new CloudletError("CONFLICT", `${spec.id} on this node belongs to ${record.spec.owner}`);
     if (record && owned && record.ownership.epoch !== epoch) {
-      throw new CloudletError("CONFLICT", `this node already runs ${spec.id}, at epoch ${record.ownership.epoch}`, { fix: "run `pulumi refresh` to see where the cloudlet is" });
+      throw new CloudletError("CONFLICT", `this node already runs ${spec.id}, at epoch ${record.ownership.epoch}`, {
+        fix: "run `pulumi refresh` to see where the cloudlet is",
+      });
     }
-    if (record && !owned && record.ownership.epoch > epoch) throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${record.ownership.epoch}, and ${epoch} is older`);
+    if (record && !owned && record.ownership.epoch > epoch)
+      throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${record.ownership.epoch}, and ${epoch} is older`);
     await hypervisors.driver(spec.kind);
     if (!owned) {
       if (record?.ownership.epoch !== epoch) await rm(this.#incoming(spec.id), { recursive: true, force: true });
@@ -59,7 +63,8 @@ export class MoveTarget implements Receiver {
     }
     const { token, digest } = newToken();
     const before = await this.#read(spec.id);
-    const resumed: ArrivalFile = before?.epoch === epoch ? { ...before, token: digest } : { epoch, from, token: digest, phase: owned ? "ready" : "prepared" };
+    const resumed: ArrivalFile =
+      before?.epoch === epoch ? { ...before, token: digest } : { epoch, from, token: digest, phase: owned ? "ready" : "prepared" };
     await this.#write(spec.id, resumed);
     const certificate = await this.#server.open();
     context.step("prepared");
@@ -101,18 +106,27 @@ export class MoveTarget implements Receiver {
     const blobs = [record.spec.base.digest, ...(record.spec.build ? [record.spec.build.digest] : [])];
     const needs: string[] = [];
     for (const digest of blobs) if (!(await this.#services.store.has(digest))) needs.push(digest);
-    return { phase: arrival.phase, epoch: arrival.epoch, kind: record.spec.kind, needs, ...(arrival.seal && { seal: arrival.seal }), ...(arrival.error && { error: arrival.error }) };
+    return {
+      phase: arrival.phase,
+      epoch: arrival.epoch,
+      kind: record.spec.kind,
+      needs,
+      ...(arrival.seal && { seal: arrival.seal }),
+      ...(arrival.error && { error: arrival.error }),
+    };
   }
 
   async supply(id: string, digest: string, body: Readable): Promise<void> {
     const { record } = await this.#both(id);
-    if (digest !== record.spec.base.digest && digest !== record.spec.build?.digest) throw new CloudletError("REFUSED", `${id} does not need ${digest}`);
+    if (digest !== record.spec.base.digest && digest !== record.spec.build?.digest)
+      throw new CloudletError("REFUSED", `${id} does not need ${digest}`);
     await this.#services.store.put(digest, () => body);
   }
 
   async begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]> {
     const { record, arrival } = await this.#both(id);
-    if (record.ownership.role !== "incoming") throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
+    if (record.ownership.role !== "incoming")
+      throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
     if (arrival.phase === "sealed" && arrival.seal === sealOf(parts)) return [];
     const bytes = parts.reduce((sum, part) => sum + part.bytes, 0);
     await this.#services.store.requireSpace(bytes);
@@ -132,7 +146,8 @@ export class MoveTarget implements Receiver {
     await this.#services.lock.run(`arrival:${id}`, async () => {
       const { record, arrival } = await this.#both(id);
       if (arrival.phase === "sealed" && arrival.seal === seal) return;
-      if (!arrival.parts || !arrival.mode || sealOf(arrival.parts) !== seal) throw new CloudletError("CONFLICT", `${id} is sealed for something that was not sent`);
+      if (!arrival.parts || !arrival.mode || sealOf(arrival.parts) !== seal)
+        throw new CloudletError("CONFLICT", `${id} is sealed for something that was not sent`);
       await new Assembly(this.#incoming(id)).seal(arrival.parts);
       await this.#make(record, arrival.mode, arrival.parts);
       await this.#write(id, { ...arrival, phase: "sealed", seal });
@@ -141,9 +156,16 @@ export class MoveTarget implements Receiver {
 
   async activate(id: string, seal: string, epoch: number): Promise<void> {
     const { record, arrival } = await this.#both(id);
-    if (arrival.epoch !== epoch || arrival.seal !== seal) throw new CloudletError("CONFLICT", `${id} was sealed for another state than the one it should be started from`);
+    if (arrival.epoch !== epoch || arrival.seal !== seal)
+      throw new CloudletError("CONFLICT", `${id} was sealed for another state than the one it should be started from`);
     if (arrival.phase === "starting" || arrival.phase === "ready") return;
-    const owned: InstanceRecord = { ...record, ownership: { epoch, role: "owner", peer: arrival.from }, complete: true, restartPending: false, builtFrom: record.spec.base.digest };
+    const owned: InstanceRecord = {
+      ...record,
+      ownership: { epoch, role: "owner", peer: arrival.from },
+      complete: true,
+      restartPending: false,
+      builtFrom: record.spec.base.digest,
+    };
     await this.#services.records.write(owned);
     this.#start(owned, arrival, { signal: new AbortController().signal, step: () => {}, status: () => {} });
   }
@@ -175,7 +197,11 @@ export class MoveTarget implements Receiver {
     const work = async (): Promise<void> => {
       await note({ phase: "starting", error: undefined });
       await this.#services.network.publish(await this.#services.records.list());
-      const opened = { record, driver: await this.#services.hypervisors.driver(record.spec.kind), guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)) };
+      const opened = {
+        record,
+        driver: await this.#services.hypervisors.driver(record.spec.kind),
+        guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)),
+      };
       await bringTo(opened, { state: record.spec.state, restart: false }, context);
       await note({ phase: "ready" });
     };
@@ -196,7 +222,11 @@ export class MoveTarget implements Receiver {
       if (part === undefined) throw new CloudletError("INTEGRITY", `volume ${id} of ${record.spec.id} was not sent`);
       const sizeMib = Number(/^volume-\d+\.(\d+)\./.exec(part.name)?.[1] ?? 0);
       const spec = known?.spec ?? { id, owner: record.spec.owner, kind: record.spec.kind, sizeMib };
-      await this.#placeVolume(driver, { path: join(incoming, part.name), raw: part.name.endsWith(".raw"), to: volumes.dataPath(id), sizeMib }, progress);
+      await this.#placeVolume(
+        driver,
+        { path: join(incoming, part.name), raw: part.name.endsWith(".raw"), to: volumes.dataPath(id), sizeMib },
+        progress,
+      );
       await volumes.write({ spec: { ...spec, kind: record.spec.kind, sizeMib }, place: "here" });
     }
     const guest = await guestOf(this.#services, record, await imagesOf(this.#services, record));
@@ -212,7 +242,11 @@ export class MoveTarget implements Receiver {
     }
   }
 
-  async #placeVolume(driver: Driver, volume: { path: string; raw: boolean; to: string; sizeMib: number }, progress: { signal: AbortSignal; status(text: string): void }): Promise<void> {
+  async #placeVolume(
+    driver: Driver,
+    volume: { path: string; raw: boolean; to: string; sizeMib: number },
+    progress: { signal: AbortSignal; status(text: string): void },
+  ): Promise<void> {
     await mkdir(join(volume.to, ".."), { recursive: true, mode: 0o755 });
     if (!volume.raw) return driver.writeVolume(volume.to, volume.sizeMib, createReadStream(volume.path), progress);
     // made first for its owner and mode, then given the content

@@ -42,7 +42,10 @@ export function createMoves(services: Services): Moves {
       await target.resume(context);
       const again = (): void => {
         timer = setTimeout(() => {
-          source.resume(context).catch((error: unknown) => log(String(error))).finally(again);
+          source
+            .resume(context)
+            .catch((error: unknown) => log(String(error)))
+            .finally(again);
         }, resumeEveryMillis);
       };
       await source.resume(context);

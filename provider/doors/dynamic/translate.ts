@@ -40,7 +40,11 @@ export function dynamicHooks({ definitions, declarations, digests, open }: Dynam
       const definition = find(token);
       const changes = diffInputs(definition.inputs, olds, news);
       const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
-      return Promise.resolve({ changes: changes.length > 0, replaces: [...replaces], deleteBeforeReplace: definition.inStateOnly !== true });
+      return Promise.resolve({
+        changes: changes.length > 0,
+        replaces: [...replaces],
+        deleteBeforeReplace: definition.inStateOnly !== true,
+      });
     },
 
     create: (inputs: Props) =>

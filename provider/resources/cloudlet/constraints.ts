@@ -21,7 +21,12 @@ export function constraints(want: Wanted, context: CheckContext, old: Wanted | u
 function applicationIssues({ cluster, application }: Wanted, { declared }: CheckContext): Issue[] {
   const theirs = cluster === undefined ? undefined : declared("cloudlet:index:EdgeCluster").get(cluster)?.["application"];
   if (application === undefined || typeof theirs !== "string" || theirs === application) return [];
-  return [{ path: "application", message: `cluster "${cluster}" serves "${theirs}", and a cluster serves one application; declare another EdgeCluster for "${application}"` }];
+  return [
+    {
+      path: "application",
+      message: `cluster "${cluster}" serves "${theirs}", and a cluster serves one application; declare another EdgeCluster for "${application}"`,
+    },
+  ];
 }
 
 function abilityIssues(want: Wanted): Issue[] {
@@ -36,7 +41,9 @@ function abilityIssues(want: Wanted): Issue[] {
     environment: Object.keys(want.environment ?? {}).length > 0 && "environment",
   };
   return Object.entries(needs).flatMap(([path, ability]) =>
-    ability === false || abilitiesOf[kind].includes(ability) ? [] : [{ path, message: `a hypervisor of kind "${kind}" has no "${ability}"; remove it, or use the other kind` }],
+    ability === false || abilitiesOf[kind].includes(ability)
+      ? []
+      : [{ path, message: `a hypervisor of kind "${kind}" has no "${ability}"; remove it, or use the other kind` }],
   );
 }
 
@@ -50,7 +57,11 @@ function portIssues(want: Wanted, { declared }: CheckContext): Issue[] {
   }
   for (const [index, key] of portKeys(want.ports).entries()) {
     const holder = taken.get(key);
-    if (holder !== undefined) issues.push({ path: `ports[${index}].hostPort`, message: `${key} on ${want.hypervisor ?? "this hypervisor"} is taken by ${holder}; choose another hostPort` });
+    if (holder !== undefined)
+      issues.push({
+        path: `ports[${index}].hostPort`,
+        message: `${key} on ${want.hypervisor ?? "this hypervisor"} is taken by ${holder}; choose another hostPort`,
+      });
     taken.set(key, `ports[${index}]`);
   }
   return issues;
@@ -58,25 +69,38 @@ function portIssues(want: Wanted, { declared }: CheckContext): Issue[] {
 
 function portKeys(ports: unknown): string[] {
   if (!Array.isArray(ports)) return [];
-  return ports.map((item: { port?: unknown; hostPort?: unknown; protocol?: unknown }) => `${String(item.protocol ?? "tcp")} port ${String(item.hostPort ?? item.port)}`);
+  return ports.map(
+    (item: { port?: unknown; hostPort?: unknown; protocol?: unknown }) =>
+      `${String(item.protocol ?? "tcp")} port ${String(item.hostPort ?? item.port)}`,
+  );
 }
 
 function sizeIssues({ resources, capacity }: Wanted): Issue[] {
   if (!resources || !capacity) return [];
   return (["cores", "memoryMib"] as const).flatMap((field) =>
-    resources[field] > capacity[field] ? [{ path: `resources.${field}`, message: `is ${resources[field]}, and the node has ${capacity[field]}; ask for less, or use a larger node` }] : [],
+    resources[field] > capacity[field]
+      ? [
+          {
+            path: `resources.${field}`,
+            message: `is ${resources[field]}, and the node has ${capacity[field]}; ask for less, or use a larger node`,
+          },
+        ]
+      : [],
   );
 }
 
 function readyIssues({ ready }: Wanted): Issue[] {
   if (!ready) return [];
   const ways = (["tcp", "http", "log"] as const).filter((way) => ready[way] !== undefined);
-  if (ways.length !== 1) return [{ path: "ready", message: `has ${ways.length === 0 ? "none" : ways.join(" and ")} of tcp, http and log; set exactly one` }];
+  if (ways.length !== 1)
+    return [{ path: "ready", message: `has ${ways.length === 0 ? "none" : ways.join(" and ")} of tcp, http and log; set exactly one` }];
   try {
     if (ready.log !== undefined) new RegExp(ready.log);
     return [];
   } catch (error) {
-    return [{ path: "ready.log", message: `is not a regular expression (${error instanceof Error ? error.message : String(error)}); correct it` }];
+    return [
+      { path: "ready.log", message: `is not a regular expression (${error instanceof Error ? error.message : String(error)}); correct it` },
+    ];
   }
 }
 
@@ -86,7 +110,10 @@ function volumeIssues(want: Wanted, { declared }: CheckContext): Issue[] {
   for (const [index, { volume, path }] of (want.volumes ?? []).entries()) {
     const place = declared("cloudlet:index:Volume").get(volume)?.["hypervisor"];
     if (typeof place === "string" && want.hypervisor !== undefined && place !== want.hypervisor) {
-      issues.push({ path: `volumes[${index}].volume`, message: `volume "${volume}" is declared on ${place} and the cloudlet on ${want.hypervisor}; a volume follows its cloudlet, so give both the same hypervisor` });
+      issues.push({
+        path: `volumes[${index}].volume`,
+        message: `volume "${volume}" is declared on ${place} and the cloudlet on ${want.hypervisor}; a volume follows its cloudlet, so give both the same hypervisor`,
+      });
     }
     if (seen.has(path)) issues.push({ path: `volumes[${index}].path`, message: `${path} is used twice; give each volume its own path` });
     seen.add(path);
@@ -94,7 +121,10 @@ function volumeIssues(want: Wanted, { declared }: CheckContext): Issue[] {
       const same = other === want.name && cloudlet["cluster"] === want.cluster;
       const theirs: unknown = cloudlet["volumes"];
       if (!same && Array.isArray(theirs) && theirs.some((item: { volume?: unknown }) => item.volume === volume)) {
-        issues.push({ path: `volumes[${index}].volume`, message: `volume "${volume}" is attached to cloudlet "${other}"; a volume has one cloudlet at a time` });
+        issues.push({
+          path: `volumes[${index}].volume`,
+          message: `volume "${volume}" is attached to cloudlet "${other}"; a volume has one cloudlet at a time`,
+        });
       }
     }
   }
@@ -106,10 +136,17 @@ function kindChangeIssues(want: Wanted, old: Wanted | undefined): Issue[] {
   const [from, to] = [parseHypervisor(old.hypervisor).kind, parseHypervisor(want.hypervisor).kind];
   if (from === to) return [];
   if (old.base?.digest !== undefined && old.base.digest === want.base?.digest) {
-    return [{ path: "base", message: `is an image for ${from}, and the cloudlet moves to ${to}; give a base for ${to} in the same change` }];
+    return [
+      { path: "base", message: `is an image for ${from}, and the cloudlet moves to ${to}; give a base for ${to} in the same change` },
+    ];
   }
   if ((want.stateFiles?.length ?? 0) === 0 && (want.volumes?.length ?? 0) === 0) {
-    return [{ path: "stateFiles", message: `is empty, and a move from ${from} to ${to} carries only state files and volumes; name the paths that make up the state` }];
+    return [
+      {
+        path: "stateFiles",
+        message: `is empty, and a move from ${from} to ${to} carries only state files and volumes; name the paths that make up the state`,
+      },
+    ];
   }
   return [];
 }

@@ -21,7 +21,12 @@ export const inputs = z.strictObject({
   state: z.enum(["running", "stopped", "suspended"]).default("running").describe("What the cloudlet should be doing."),
   base: z
     .strictObject({
-      file: z.string().min(1).describe("Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd."),
+      file: z
+        .string()
+        .min(1)
+        .describe(
+          "Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd.",
+        ),
       digest: digestSchema.optional().describe("SHA-256 of the file. Default: computed; set it to pin the content."),
     })
     .describe("The image it starts from. A change rebuilds the root in place; state files and volumes are kept."),
@@ -30,10 +35,14 @@ export const inputs = z.strictObject({
       context: z.string().min(1).describe("Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet."),
       command: z.string().optional().describe("Shell command run in that directory, in the cloudlet, for each new version."),
       start: z.string().min(1).describe("Shell command that runs the application."),
-      digest: digestSchema.optional().describe("SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content."),
+      digest: digestSchema
+        .optional()
+        .describe("SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content."),
     })
     .optional()
-    .describe("An application built in the cloudlet from source. A changed source is a new version, put in place without making the cloudlet anew."),
+    .describe(
+      "An application built in the cloudlet from source. A changed source is a new version, put in place without making the cloudlet anew.",
+    ),
   resources: z
     .strictObject({
       cores: z.int().min(1).default(1).describe("Processor cores."),
@@ -57,25 +66,47 @@ export const inputs = z.strictObject({
     .array(
       z.strictObject({
         path: absolutePath.describe("Absolute path in the cloudlet."),
-        content: z.string().max(1024 * 1024).describe("Text of the file, 1 MiB at most."),
+        content: z
+          .string()
+          .max(1024 * 1024)
+          .describe("Text of the file, 1 MiB at most."),
         mode: z.int().min(0).max(0o7777).default(0o644).describe("Permission bits as a number. Default 420 (0644 in octal)."),
       }),
     )
     .default([])
     .describe("Files written before the application starts.")
     .meta({ set: true }),
-  environment: z.record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be letters, digits and underscores"), z.string()).default({}).describe("Environment of the application."),
-  userData: z.string().max(64 * 1024).optional().describe("cloud-init user data (kvm only)."),
+  environment: z
+    .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be letters, digits and underscores"), z.string())
+    .default({})
+    .describe("Environment of the application."),
+  userData: z
+    .string()
+    .max(64 * 1024)
+    .optional()
+    .describe("cloud-init user data (kvm only)."),
   volumes: z
-    .array(z.strictObject({ volume: nameField.describe("The Volume to attach."), path: absolutePath.describe("Where it is mounted in the cloudlet.") }))
+    .array(
+      z.strictObject({
+        volume: nameField.describe("The Volume to attach."),
+        path: absolutePath.describe("Where it is mounted in the cloudlet."),
+      }),
+    )
     .default([])
     .describe("Volumes attached to the cloudlet; they move with it."),
-  stateFiles: z.array(absolutePath).default([]).describe("Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind.").meta({ set: true }),
+  stateFiles: z
+    .array(absolutePath)
+    .default([])
+    .describe("Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind.")
+    .meta({ set: true }),
   ready: z
     .strictObject({
       tcp: portNumber.optional().describe("Ready when this port of the cloudlet accepts a connection."),
       http: z
-        .strictObject({ port: portNumber.describe("Port in the cloudlet."), path: z.string().startsWith("/").default("/").describe("Path to GET.") })
+        .strictObject({
+          port: portNumber.describe("Port in the cloudlet."),
+          path: z.string().startsWith("/").default("/").describe("Path to GET."),
+        })
         .optional()
         .describe("Ready when this URL answers with a status below 400."),
       log: z.string().min(1).optional().describe("Ready when a line of the console matches this regular expression."),

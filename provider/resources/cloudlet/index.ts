@@ -10,7 +10,8 @@ import { move } from "./move.ts";
 /** A small VM or container that serves one application and moves between nodes with its state. */
 export const cloudlet = defineResource({
   token: "cloudlet:index:Cloudlet",
-  description: "A small VM (kvm) or system container (lxd) that serves one application close to its users. Changing `hypervisor` moves it with its state, as an in-place update.",
+  description:
+    "A small VM (kvm) or system container (lxd) that serves one application close to its users. Changing `hypervisor` moves it with its state, as an in-place update.",
   inputs,
   outputs,
   identity: ({ cluster, name }) => `${cluster}/${name}`,
@@ -29,7 +30,11 @@ export const cloudlet = defineResource({
     const agent = await context.agent(want.connection);
     await supply(want, context);
     const fresh = old === undefined;
-    await agent.run("instance.apply", { spec: toSpec(want), fresh }, { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) });
+    await agent.run(
+      "instance.apply",
+      { spec: toSpec(want), fresh },
+      { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) },
+    );
   },
 
   async remove(have, context) {
@@ -57,7 +62,11 @@ export function toSpec(want: Inputs): InstanceSpec {
     state: want.state,
     base: { digest },
     ...(want.build?.digest !== undefined && {
-      build: { digest: want.build.digest, start: want.build.start, ...(want.build.command !== undefined && { command: want.build.command }) },
+      build: {
+        digest: want.build.digest,
+        start: want.build.start,
+        ...(want.build.command !== undefined && { command: want.build.command }),
+      },
     }),
     resources: want.resources,
     ports: want.ports.map(({ port, hostPort = port, protocol }) => ({ port, hostPort, protocol })),
@@ -83,7 +92,10 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
     try {
       const digest = await compute();
       if (pinned === undefined || pinned === digest) return digest;
-      issues.push({ path: path.replace(/[^.]+$/, "digest"), message: `is ${pinned}, and the content has ${digest}; correct the digest or the content` });
+      issues.push({
+        path: path.replace(/[^.]+$/, "digest"),
+        message: `is ${pinned}, and the content has ${digest}; correct the digest or the content`,
+      });
     } catch (error) {
       issues.push({ path, message: describeError(error) });
     }
@@ -108,13 +120,17 @@ async function supply(want: Inputs, context: Context): Promise<void> {
   const agent = await context.agent(want.connection);
   const wanted = [
     { what: "base", digest: want.base.digest, open: () => context.local.open(want.base.file) },
-    ...(want.build ? [{ what: "build", digest: want.build.digest, open: () => context.local.openDirectory(want.build?.context ?? "") }] : []),
+    ...(want.build
+      ? [{ what: "build", digest: want.build.digest, open: () => context.local.openDirectory(want.build?.context ?? "") }]
+      : []),
   ];
   for (const { what, digest, open } of wanted) {
     if (digest === undefined || (await agent.hasBlob(digest))) continue;
     const blob = await open();
     if (blob.digest !== digest) {
-      throw new CloudletError("INTEGRITY", `the ${what} of cloudlet "${idOf(want)}" changed while the program ran`, { fix: "run the same command again" });
+      throw new CloudletError("INTEGRITY", `the ${what} of cloudlet "${idOf(want)}" changed while the program ran`, {
+        fix: "run the same command again",
+      });
     }
     context.status(`sending the ${what} (${(blob.bytes / 1e6).toFixed(1)} MB) to ${agent.label}`);
     await agent.putBlob(digest, blob.bytes, blob.stream, { signal: context.signal });

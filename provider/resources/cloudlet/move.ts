@@ -20,9 +20,14 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
   if (source === undefined) return;
 
   const here = await source.instance(id);
-  if (here === undefined || (here.ownership.role === "released" && here.ownership.peer === to && there?.ownership.role === "owner" && here.status === "missing")) {
+  if (
+    here === undefined ||
+    (here.ownership.role === "released" && here.ownership.peer === to && there?.ownership.role === "owner" && here.status === "missing")
+  ) {
     if (there?.ownership.role === "owner") return;
-    throw new CloudletError("NOT_FOUND", `neither ${from} nor ${to} has cloudlet "${id}"`, { fix: "run `pulumi refresh`, which will drop it from the state, then `pulumi up` to make it anew" });
+    throw new CloudletError("NOT_FOUND", `neither ${from} nor ${to} has cloudlet "${id}"`, {
+      fix: "run `pulumi refresh`, which will drop it from the state, then `pulumi up` to make it anew",
+    });
   }
   if (here.ownership.role === "released" && here.ownership.peer !== to) {
     throw new CloudletError("REFUSED", `cloudlet "${id}" has moved from ${from} to ${here.ownership.peer}`, {
@@ -37,7 +42,9 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
   const prepared = await target.run("move.prepare", { spec, epoch, from }, follow);
   const run = (route: MoveReport["route"], way: Omit<MoveTarget, "node">) =>
     source.run("move.run", { id, epoch, self: from, target: { node: to, ...way }, route }, { ...follow, timeoutMillis: 3_600_000 });
-  const addresses = [want.nodeAddress, want.connection.host, ...prepared.addresses].filter((address, index, all) => all.indexOf(address) === index);
+  const addresses = [want.nodeAddress, want.connection.host, ...prepared.addresses].filter(
+    (address, index, all) => all.indexOf(address) === index,
+  );
   try {
     await run("direct", { ...prepared, addresses });
   } catch (error) {
@@ -53,7 +60,9 @@ async function sourceAgent(want: Inputs, old: Inputs, context: Context, arrived:
     return await context.agent(old.connection);
   } catch (error) {
     if (!arrived || codeOf(error) !== "UNREACHABLE") throw error;
-    context.warn(`the copy of "${idOf(want)}" left on ${old.hypervisor} could not be removed; its node does not answer, and removes it by itself when it is back`);
+    context.warn(
+      `the copy of "${idOf(want)}" left on ${old.hypervisor} could not be removed; its node does not answer, and removes it by itself when it is back`,
+    );
     return undefined;
   }
 }

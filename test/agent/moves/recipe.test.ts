@@ -23,7 +23,10 @@ async function put(name: string, content: Buffer): Promise<string> {
 async function transfer(path: string, format: Format, to: string, known: string[] = []): Promise<{ sent: number; result: Buffer }> {
   const recipe = await makeRecipe("part", path, format);
   const assembly = new Assembly(join(directory, to));
-  const missing = await assembly.begin([recipe], known.map((source) => ({ path: source, format })));
+  const missing = await assembly.begin(
+    [recipe],
+    known.map((source) => ({ path: source, format })),
+  );
   let sent = 0;
   const frames = async function* () {
     for await (const one of framesOf(path, format, new Set(missing))) {
@@ -76,7 +79,10 @@ describe("a recipe", () => {
   it("finds a file of the base inside an archive whose order and headers differ", async () => {
     const big = noise(700_000, 2);
     const base = await put("base.tar", await tarOf({ "rootfs/a": noise(100, 3), "rootfs/bin/app": big }));
-    const archive = await put("export.tar", await tarOf({ "backup/index": noise(50, 4), "backup/rootfs/bin/app": big, "backup/rootfs/state": noise(9, 5) }));
+    const archive = await put(
+      "export.tar",
+      await tarOf({ "backup/index": noise(50, 4), "backup/rootfs/bin/app": big, "backup/rootfs/state": noise(9, 5) }),
+    );
     const { sent, result } = await transfer(archive, "tar", "out", [base]);
     expect(sent).toBeLessThan(6000);
     expect(result.equals(await readFile(archive))).toBe(true);
