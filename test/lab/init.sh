@@ -1,7 +1,8 @@
 #!/bin/sh
 # The init of a lab host: what sysvinit does at boot, and nothing else.
 set -u
-trap '' INT TERM HUP
+# a handler, since ignoring a signal would be inherited by every service
+trap : INT TERM HUP
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 ip address replace "$(cat /etc/clab/address)" dev eth0
