@@ -1,6 +1,8 @@
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import type { PulumiFn } from "@pulumi/pulumi/automation/index.js";
+import type * as Hooks from "../provider/doors/dynamic/hooks.ts";
+import type * as Sdk from "../sdk/dynamic/index.ts";
 import type { CloudletArgs, ConnectionArgs } from "../sdk/dynamic/index.ts";
 import { buildImages } from "../tools/images/images.ts";
 import { openStack, type Outcome, type TestStack } from "./engine.ts";
@@ -27,16 +29,16 @@ export class Gateways {
   readonly lab: Lab<GatewayName | "subscriber">;
   readonly images: { vm: string; container: string };
   readonly stack: TestStack;
-  readonly #sdk: typeof import("../sdk/dynamic/index.ts");
+  readonly #sdk: typeof Sdk;
 
   constructor(parts: { lab: Gateways["lab"]; images: Gateways["images"]; stack: TestStack }) {
     this.lab = parts.lab;
     this.images = parts.images;
     this.stack = parts.stack;
-    this.#sdk = createRequire(join(parts.stack.directory, "x"))("pulumi-cloudlet/dynamic") as typeof import("../sdk/dynamic/index.ts");
+    this.#sdk = createRequire(join(parts.stack.directory, "x"))("pulumi-cloudlet/dynamic") as typeof Sdk;
   }
 
-  get sdk(): typeof import("../sdk/dynamic/index.ts") {
+  get sdk(): typeof Sdk {
     return this.#sdk;
   }
 
@@ -125,9 +127,7 @@ export class Gateways {
 
   /** Runs a command in the cloudlet through the package's own function. */
   async exec(command: string[], gateway: GatewayName = "gw1"): Promise<string> {
-    const { functions } = createRequire(join(this.stack.directory, "x"))(
-      "pulumi-cloudlet/hooks",
-    ) as typeof import("../provider/doors/dynamic/hooks.ts");
+    const { functions } = createRequire(join(this.stack.directory, "x"))("pulumi-cloudlet/hooks") as typeof Hooks;
     const { stdout, stderr, exitCode } = await functions.exec(this.lab.hosts[gateway].connection, "visits/counter", {
       command,
       timeoutSeconds: 30,

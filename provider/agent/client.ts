@@ -57,14 +57,14 @@ export function createAgentClient(rest: Rest): AgentClient {
         throw new CloudletError("FAILED", `${rest.label} answered ${String(status)} when asked for data ${digest}`);
       return status === 200;
     },
-    async putBlob(digest, bytes, body, options) {
+    async putBlob({ digest, bytes, stream }, options) {
       await call(
         rest,
         {
           method: "PUT",
           path: `/v1/blobs/${digest}`,
           headers: { "content-length": String(bytes), "content-type": "application/octet-stream" },
-          body: body(),
+          body: stream(),
         },
         { timeoutMillis: blobMillis, ...options },
       );

@@ -33,7 +33,7 @@ export interface AgentClient {
   exec(id: string, request: ExecRequest, options?: CallOptions): Promise<InstanceExecResult>;
   volume(id: string, options?: CallOptions): Promise<VolumeStatus | undefined>;
   hasBlob(digest: string, options?: CallOptions): Promise<boolean>;
-  putBlob(digest: string, bytes: number, body: () => Readable, options?: CallOptions): Promise<void>;
+  putBlob(blob: { digest: string; bytes: number; stream(): Readable }, options?: CallOptions): Promise<void>;
   /** Runs a verb as a job: attaches to a running job of the same id, follows its events over lost connections, rejects with the agent's CloudletError. */
   run<V extends Verb>(verb: V, args: VerbArgs<V>, options?: CallOptions): Promise<VerbResult<V>>;
 }

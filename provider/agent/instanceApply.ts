@@ -8,7 +8,6 @@ import { syncDirectory, syncFile } from "./durable.ts";
 import { bringTo, guestOf, imagesOf, instanceStatus, requireOwner } from "./instances.ts";
 import type { Opened } from "./instances.ts";
 import type { JobContext } from "./jobs.ts";
-import { isDeparting } from "./moves/source.ts";
 import { dataPort, guestName } from "./protocol.ts";
 import type { InstanceSpec, InstanceStatus, VerbArgs } from "./protocol.ts";
 import { allocateNetwork } from "./records.ts";

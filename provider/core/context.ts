@@ -1,3 +1,4 @@
+import type { Readable } from "node:stream";
 import type { AgentClient } from "../agent/clientTypes.ts";
 import type { ConnectionSettings, RemoteHost, Rest } from "../transport/types.ts";
 
@@ -27,7 +28,7 @@ export interface LocalBlob {
   /** SHA-256, lower-case hex. */
   digest: string;
   bytes: number;
-  stream(): import("node:stream").Readable;
+  stream(): Readable;
 }
 
 export interface CommissionRecord {

@@ -100,7 +100,7 @@ export const hypervisor = defineResource({
   },
 
   async remove(have, context) {
-    await removeOrForget(`hypervisor "${have.node}/${have.kind}"`, have, context, async () => {
+    await removeOrForget({ what: `hypervisor "${have.node}/${have.kind}"`, onUnreachable: have.onUnreachable, context }, async () => {
       const agent = await context.agent(have.connection);
       await agent.run("hypervisor.remove", { owner: have.owner }, { signal: context.signal });
     });

@@ -83,7 +83,7 @@ export const node = defineResource({
   },
 
   async remove(have, context) {
-    await removeOrForget(`node "${have.name}"`, have, context, async () => {
+    await removeOrForget({ what: `node "${have.name}"`, onUnreachable: have.onUnreachable, context }, async () => {
       const host = await context.host(have.connection);
       await context.commission.remove(host, have.owner, context);
     });

@@ -83,15 +83,13 @@ export function parseHypervisor(reference: string): { node: string; kind: Kind }
 
 /** Runs a removal; where the node cannot be reached and the user chose to forget it, a warning takes the place of the error. */
 export async function removeOrForget(
-  what: string,
-  known: { onUnreachable?: string | undefined },
-  context: Context,
+  { what, onUnreachable, context }: { what: string; onUnreachable: "fail" | "forget"; context: Context },
   remove: () => Promise<void>,
 ): Promise<void> {
   try {
     await remove();
   } catch (error) {
-    if (known.onUnreachable !== "forget" || codeOf(error) !== "UNREACHABLE") throw error;
+    if (onUnreachable !== "forget" || codeOf(error) !== "UNREACHABLE") throw error;
     context.warn(`${what} was forgotten without reaching its node; should the node come back, what runs there is still there`);
   }
 }

@@ -79,7 +79,7 @@ export const volume = defineResource({
   },
 
   async remove(have, context) {
-    await removeOrForget(`volume "${have.name}"`, have, context, async () => {
+    await removeOrForget({ what: `volume "${have.name}"`, onUnreachable: have.onUnreachable, context }, async () => {
       const agent = await context.agent(have.connection);
       await agent.run("volume.remove", { id: have.name, owner: have.owner, retain: have.retainOnDelete }, { signal: context.signal });
     });

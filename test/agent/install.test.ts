@@ -12,9 +12,10 @@ import {
   systemdUnit,
 } from "../../provider/agent/installText.ts";
 import { parseCpuInfo, parseOsRelease } from "../../provider/agent/facts.ts";
+import type { Kind } from "../../provider/agent/protocol.ts";
 
 describe("the platform", () => {
-  it.each([
+  it.for([
     ["debian", "12", "Debian GNU/Linux 12 (bookworm)", undefined],
     ["debian", "13", "Debian GNU/Linux 13 (trixie)", undefined],
     ["debian", "", "Debian GNU/Linux trixie/sid", undefined],
@@ -26,7 +27,7 @@ describe("the platform", () => {
     ["ubuntu", "24.10", "Ubuntu 24.10", "Ubuntu 24.10 is not an LTS release"],
     ["alpine", "3.20", "Alpine Linux v3.20", "Alpine Linux v3.20 is neither Debian nor Ubuntu"],
     ["", "", "", "an unknown system is neither Debian nor Ubuntu"],
-  ])("%s %s", (id, version, name, problem) => {
+  ])("%s %s", ([id = "", version = "", name = "", problem]) => {
     expect(platformProblem({ id, version, name })).toBe(problem);
   });
 });
@@ -78,13 +79,13 @@ record=${Buffer.from(JSON.stringify(record)).toString("base64")}
 });
 
 describe("packages", () => {
-  it.each([
-    ["a bare node for kvm", { node: undefined, lxd: false }, ["kvm"] as const, ["nodejs", "qemu-utils"], ["lxd"]],
-    ["a node with LXD", { node: undefined, lxd: true }, ["lxd"] as const, ["nodejs"], ["lxd"]],
-    ["a node without LXD", { node: undefined, lxd: false }, ["lxd"] as const, ["lxd"], ["qemu-utils"]],
-    ["a node with a recent Node", { node: { major: 20, path: "/usr/bin/node" }, lxd: false }, [] as const, ["nftables"], ["nodejs"]],
-    ["a node with an old Node", { node: { major: 12, path: "/usr/bin/node" }, lxd: false }, [] as const, ["nodejs"], []],
-  ])("for %s", (_, facts, kinds, wanted, unwanted) => {
+  it.for<[string, Parameters<typeof requiredPackages>[0], Kind[], string[], string[]]>([
+    ["a bare node for kvm", { node: undefined, lxd: false }, ["kvm"], ["nodejs", "qemu-utils"], ["lxd"]],
+    ["a node with LXD", { node: undefined, lxd: true }, ["lxd"], ["nodejs"], ["lxd"]],
+    ["a node without LXD", { node: undefined, lxd: false }, ["lxd"], ["lxd"], ["qemu-utils"]],
+    ["a node with a recent Node", { node: { major: 20, path: "/usr/bin/node" }, lxd: false }, [], ["nftables"], ["nodejs"]],
+    ["a node with an old Node", { node: { major: 12, path: "/usr/bin/node" }, lxd: false }, [], ["nodejs"], []],
+  ])("for %s", ([, facts, kinds, wanted, unwanted]) => {
     const required = requiredPackages(facts, kinds);
     expect(required).toEqual(expect.arrayContaining(wanted));
     for (const name of unwanted) expect(required).not.toContain(name);

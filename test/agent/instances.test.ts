@@ -44,7 +44,7 @@ describe("instance.apply", () => {
     expect(agent.driver.calls).toEqual(["ensure"]);
   });
 
-  it.each<[string, Partial<InstanceSpec>, Partial<InstanceSpec>, string[]]>([
+  it.for<[string, Partial<InstanceSpec>, Partial<InstanceSpec>, string[]]>([
     ["restarts where the driver says so", {}, { environment: { A: "1" } }, ["ensure", "stop", "start"]],
     ["does not restart for new ports", {}, { ports: [{ port: 1, hostPort: 8081, protocol: "tcp" }] }, ["ensure"]],
     ["stops", {}, { state: "stopped" }, ["ensure", "stop"]],
@@ -52,7 +52,7 @@ describe("instance.apply", () => {
     ["resumes", { state: "suspended" }, {}, ["ensure", "start"]],
     ["starts", { state: "stopped" }, {}, ["ensure", "start"]],
     ["starts before it suspends a stopped one", { state: "stopped" }, { state: "suspended" }, ["ensure", "start", "suspend"]],
-  ])("%s", async (_, first, second, calls) => {
+  ])("%s", async ([, first, second, calls]) => {
     await apply(first);
     agent.driver.calls.length = 0;
     const status = await apply(second);
@@ -75,7 +75,7 @@ describe("instance.apply", () => {
     expect(agent.driver.guests.get(name)?.state).toBe("running");
   });
 
-  it.each<[string, () => Promise<unknown>, string, string]>([
+  it.for<[string, () => Promise<unknown>, string, string]>([
     ["a cloudlet of another stack", async () => (await apply(), apply({ owner: "other/stack" })), "CONFLICT", "belongs to p/s"],
     ["a base that was never sent", () => apply({ base: { digest: digestText("none") } }), "NOT_FOUND", "no data"],
     ["a kind that the node has not", () => apply({ kind: "lxd" }), "REFUSED", "hypervisor is kvm"],
@@ -96,7 +96,7 @@ describe("instance.apply", () => {
     ],
     ["a volume that is not declared", () => apply({ volumes: [{ id: "v", path: "/v" }] }), "REFUSED", "not declared"],
     ["a pattern that is none", () => apply({ ready: { log: "(", timeoutSeconds: 1 } }), "INVALID", "ready.log"],
-  ])("refuses %s", async (_, act, code, text) => {
+  ])("refuses %s", async ([, act, code, text]) => {
     await expect(act()).rejects.toMatchObject({ code, message: expect.stringContaining(text) });
   });
 
@@ -195,12 +195,12 @@ describe("status", () => {
 });
 
 describe("when the agent starts", () => {
-  it.each<[string, Partial<InstanceSpec>, "owner" | "released" | "incoming", "running" | "stopped"]>([
+  it.for<[string, Partial<InstanceSpec>, "owner" | "released" | "incoming", "running" | "stopped"]>([
     ["starts what should run", {}, "owner", "running"],
     ["leaves alone what should be stopped", { state: "stopped" }, "owner", "stopped"],
     ["never starts what was given away", {}, "released", "stopped"],
     ["never starts what has not been activated", {}, "incoming", "stopped"],
-  ])("it %s", async (_, change, role, state) => {
+  ])("it %s", async ([, change, role, state]) => {
     await apply(change);
     const record = await agent.services.records.read("shop/counter");
     if (record !== undefined) await agent.services.records.write({ ...record, ownership: { epoch: 1, role } });

@@ -73,7 +73,8 @@ describe("the agent over its socket", () => {
 
   it("takes blobs in, and refuses those with another digest", async () => {
     const client = createAgentClient(rest);
-    const put = (text: string) => client.putBlob(digestText("base"), Buffer.byteLength(text), () => Readable.from([Buffer.from(text)]));
+    const put = (text: string) =>
+      client.putBlob({ digest: digestText("base"), bytes: Buffer.byteLength(text), stream: () => Readable.from([Buffer.from(text)]) });
     await expect(put("evil")).rejects.toMatchObject({ code: "INTEGRITY" });
     expect(await client.hasBlob(digestText("base"))).toBe(false);
     await put("base");
@@ -162,7 +163,7 @@ describe("the agent over its socket", () => {
     await expect(createAgentClient(rest).instance("shop/counter")).rejects.toMatchObject({ code: "UNREACHABLE" });
   });
 
-  it.each([
+  it.for([
     ["GET", "/v1/nothing", undefined, 400],
     ["GET", "/v1/instances/UPPER", undefined, 400],
     ["GET", "/v1/instances/%E0%A4%A", undefined, 400],
@@ -173,7 +174,7 @@ describe("the agent over its socket", () => {
     ["PUT", "/v1/jobs/j", { verb: "rm" }, 400],
     ["PUT", "/v1/jobs/j", { verb: "instance.remove", args: { id: "../x", owner: "o" } }, 400],
     ["PUT", "/v1/jobs/j", Buffer.from("{"), 400],
-  ] as const)("answers %s %s with a plain error", async (method, path, body, status) => {
+  ] as const)("answers %s %s with a plain error", async ([method, path, body, status]) => {
     const response = await rest.request({ method, path, ...(body === undefined ? {} : { body }) });
     expect(response.status).toBe(status);
     response.body.resume();

@@ -8,7 +8,7 @@ import { CloudletError } from "../../core/errors.ts";
 import type { Driver } from "../../hypervisors/types.ts";
 import { readJson, writeDurably } from "../durable.ts";
 import { toJobError, type JobContext } from "../jobs.ts";
-import { dataPort, digestSchema, jobErrorSchema, type InstanceSpec, type MoveReport, type VerbResult } from "../protocol.ts";
+import { dataPort, digestSchema, jobErrorSchema, type InstanceSpec, type MoveReport, type VerbArgs, type VerbResult } from "../protocol.ts";
 import { checkPorts } from "../instanceApply.ts";
 import { bringTo, guestOf, imagesOf } from "../instances.ts";
 import { allocateNetwork, type InstanceRecord } from "../records.ts";
@@ -43,7 +43,7 @@ export class MoveTarget implements Receiver {
   }
 
   /** Reserves the place and opens the data port. Asked again for the same epoch it goes on where the transfer was. */
-  async prepare(spec: InstanceSpec, epoch: number, from: string, context: JobContext): Promise<VerbResult<"move.prepare">> {
+  async prepare({ spec, epoch, from }: VerbArgs<"move.prepare">, context: JobContext): Promise<VerbResult<"move.prepare">> {
     const { records, hypervisors } = this.#services;
     const record = await records.read(spec.id);
     const owned = record?.ownership.role === "owner";

@@ -23,7 +23,7 @@ export function createMoves(services: Services): Moves {
     verbs: {
       "move.prepare": {
         keys: ({ spec }) => [`instance:${spec.id}`],
-        perform: (_services, { spec, epoch, from }, context) => target.prepare(spec, epoch, from, context),
+        perform: (_services, args, context) => target.prepare(args, context),
       },
       "move.run": {
         keys: ({ id }) => [`instance:${id}`],

@@ -19,14 +19,7 @@ export interface DynamicDoor {
 
 /** Pulumi's dynamic provider interface over resource definitions, by token: translation and nothing else. */
 export function dynamicHooks({ definitions, declarations, digests, open }: DynamicDoor) {
-  const find = (token: string): ResourceDefinition => {
-    const found = definitions.find((definition) => definition.token === token);
-    if (!found)
-      throw new CloudletError("BUG", `this version of pulumi-cloudlet has no ${token}`, {
-        fix: "install the version that made this resource, or a newer one",
-      });
-    return found;
-  };
+  const find = (token: string): ResourceDefinition => definitionOf(definitions, token);
 
   return (token: string): pulumi.dynamic.ResourceProvider => ({
     async check(olds: Props, news: Props) {
@@ -77,6 +70,14 @@ export function dynamicHooks({ definitions, declarations, digests, open }: Dynam
         const have = plain(props);
         await reconcile.remove(definition, have, open(subjectOf(definition, have)));
       }),
+  });
+}
+
+function definitionOf(definitions: readonly ResourceDefinition[], token: string): ResourceDefinition {
+  const found = definitions.find((definition) => definition.token === token);
+  if (found) return found;
+  throw new CloudletError("BUG", `this version of pulumi-cloudlet has no ${token}`, {
+    fix: "install the version that made this resource, or a newer one",
   });
 }
 

@@ -38,7 +38,7 @@ export const cloudlet = defineResource({
   },
 
   async remove(have, context) {
-    await removeOrForget(`cloudlet "${idOf(have)}"`, have, context, async () => {
+    await removeOrForget({ what: `cloudlet "${idOf(have)}"`, onUnreachable: have.onUnreachable, context }, async () => {
       const agent = await context.agent(have.connection);
       await agent.run("instance.remove", { id: idOf(have), owner: have.owner }, { signal: context.signal });
     });
@@ -133,7 +133,7 @@ async function supply(want: Inputs, context: Context): Promise<void> {
       });
     }
     context.status(`sending the ${what} (${(blob.bytes / 1e6).toFixed(1)} MB) to ${agent.label}`);
-    await agent.putBlob(digest, blob.bytes, blob.stream, { signal: context.signal });
+    await agent.putBlob(blob, { signal: context.signal });
   }
 }
 

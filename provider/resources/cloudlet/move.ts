@@ -2,6 +2,7 @@ import { dataPort, type MoveReport, type MoveTarget } from "../../agent/protocol
 import type { AgentClient, CallOptions } from "../../agent/clientTypes.ts";
 import type { Context } from "../../core/context.ts";
 import { CloudletError, codeOf } from "../../core/errors.ts";
+import type { RemoteHost } from "../../transport/types.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs, State } from "./fields.ts";
 import { idOf, toSpec } from "./index.ts";
@@ -16,7 +17,7 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
   const to = parseHypervisor(want.hypervisor).node;
   const target = await context.agent(want.connection);
   const there = await target.instance(id);
-  const source = await sourceAgent(want, old, context, there?.ownership.role === "owner");
+  const source = await sourceAgent({ id, old, arrived: there?.ownership.role === "owner" }, context);
   if (source === undefined) return;
 
   const here = await source.instance(id);
@@ -51,26 +52,33 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
     // the source could not reach the target: the data goes through this machine's two SSH connections
     if (codeOf(error) !== "UNREACHABLE") throw error;
     context.status(`${from} cannot reach ${to} directly; sending through this machine`);
-    await throughOperator(want, old, context, (port) => run("operator", { ...prepared, addresses: ["127.0.0.1"], port }));
+    const ends = { source: await context.host(old.connection), target: await context.host(want.connection) };
+    await throughOperator(ends, context.signal, (port) => run("operator", { ...prepared, addresses: ["127.0.0.1"], port }));
   }
 }
 
-async function sourceAgent(want: Inputs, old: Inputs, context: Context, arrived: boolean): Promise<AgentClient | undefined> {
+async function sourceAgent(
+  { id, old, arrived }: { id: string; old: Inputs; arrived: boolean },
+  context: Context,
+): Promise<AgentClient | undefined> {
   try {
     return await context.agent(old.connection);
   } catch (error) {
     if (!arrived || codeOf(error) !== "UNREACHABLE") throw error;
     context.warn(
-      `the copy of "${idOf(want)}" left on ${old.hypervisor} could not be removed; its node does not answer, and removes it by itself when it is back`,
+      `the copy of "${id}" left on ${old.hypervisor} could not be removed; its node does not answer, and removes it by itself when it is back`,
     );
     return undefined;
   }
 }
 
-async function throughOperator<T>(want: Inputs, old: Inputs, context: Context, run: (port: number) => Promise<T>): Promise<T> {
-  const [sourceHost, targetHost] = await Promise.all([context.host(old.connection), context.host(want.connection)]);
-  const relay = await sourceHost.listenTcp((stream) => {
-    targetHost.openTcp("127.0.0.1", dataPort, context.signal).then(
+async function throughOperator<T>(
+  ends: { source: RemoteHost; target: RemoteHost },
+  signal: AbortSignal,
+  run: (port: number) => Promise<T>,
+): Promise<T> {
+  const relay = await ends.source.listenTcp((stream) => {
+    ends.target.openTcp("127.0.0.1", dataPort, signal).then(
       (onward) => {
         stream.pipe(onward).pipe(stream);
         stream.on("error", () => onward.destroy()).on("close", () => onward.destroy());

@@ -20,9 +20,9 @@ async function put(name: string, content: Buffer): Promise<string> {
   return path;
 }
 
-async function transfer(path: string, format: Format, to: string, known: string[] = []): Promise<{ sent: number; result: Buffer }> {
+async function transfer(path: string, format: Format, known: string[] = []): Promise<{ sent: number; result: Buffer }> {
   const recipe = await makeRecipe("part", path, format);
-  const assembly = new Assembly(join(directory, to));
+  const assembly = new Assembly(join(directory, "out"));
   const missing = await assembly.begin(
     [recipe],
     known.map((source) => ({ path: source, format })),
@@ -71,7 +71,7 @@ describe("a recipe", () => {
 
   it("sends nothing for holes", async () => {
     const path = await put("disk", Buffer.concat([Buffer.alloc(640 * 1024), noise(1000, 1)]));
-    const { sent, result } = await transfer(path, "raw", "out");
+    const { sent, result } = await transfer(path, "raw");
     expect(sent).toBeLessThan(1100);
     expect(result.equals(await readFile(path))).toBe(true);
   });
@@ -83,7 +83,7 @@ describe("a recipe", () => {
       "export.tar",
       await tarOf({ "backup/index": noise(50, 4), "backup/rootfs/bin/app": big, "backup/rootfs/state": noise(9, 5) }),
     );
-    const { sent, result } = await transfer(archive, "tar", "out", [base]);
+    const { sent, result } = await transfer(archive, "tar", [base]);
     expect(sent).toBeLessThan(6000);
     expect(result.equals(await readFile(archive))).toBe(true);
   });
