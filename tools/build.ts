@@ -1,10 +1,9 @@
-import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
 import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
 import { build, type BuildOptions } from "esbuild";
 
 const root = join(import.meta.dirname, "..");
-const dist = join(root, "dist");
 
 /** What the package consists of. CommonJS, as Pulumi loads a dynamic provider's code by `require`. */
 const entries: { source: string; output: string; options: BuildOptions }[] = [
@@ -14,29 +13,51 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
   { source: "provider/agent/main.ts", output: "agent.js", options: { target: "node18" } },
 ];
 
-const missing = entries.filter((it) => !existsSync(join(root, it.source)));
-rmSync(dist, { recursive: true, force: true });
-mkdirSync(dist, { recursive: true });
-writeFileSync(join(dist, "package.json"), `${JSON.stringify({ type: "commonjs" })}\n`);
-for (const { source, output, options } of entries.filter((it) => !missing.includes(it))) {
-  await build({
-    absWorkingDir: root,
-    entryPoints: [source],
-    outfile: join(dist, output),
-    bundle: true,
-    platform: "node",
-    format: "cjs",
-    minify: false,
-    logLevel: "warning",
-    // sources ask for their own folder by this name; CommonJS calls it __dirname
-    define: { "import.meta.dirname": "__dirname" },
-    ...options,
+const cache = join(root, "node_modules", ".cache");
+mkdirSync(cache, { recursive: true });
+const work = mkdtempSync(join(cache, "build-"));
+try {
+  const made = join(work, "dist");
+  await bundle(made);
+  declare(made);
+  replace(join(root, "dist"), made);
+} finally {
+  rmSync(work, { recursive: true, force: true });
+}
+
+async function bundle(directory: string): Promise<void> {
+  mkdirSync(directory);
+  writeFileSync(join(directory, "package.json"), `${JSON.stringify({ type: "commonjs" })}\n`);
+  for (const { source, output, options } of entries) {
+    await build({
+      absWorkingDir: root,
+      entryPoints: [source],
+      outfile: join(directory, output),
+      bundle: true,
+      platform: "node",
+      format: "cjs",
+      minify: false,
+      logLevel: "warning",
+      // sources ask for their own folder by this name; CommonJS calls it __dirname
+      define: { "import.meta.dirname": "__dirname" },
+      ...options,
+    });
+  }
+}
+
+function declare(directory: string): void {
+  const options = ["--noEmit", "false", "--emitDeclarationOnly", "--declaration", "--rootDir", root, "--outDir", join(directory, "types")];
+  const tsc = spawnSync(join(root, "node_modules/.bin/tsc"), ["-p", "tools/tsconfig.build.json", ...options], {
+    cwd: root,
+    stdio: "inherit",
   });
+  if (tsc.status !== 0) throw new Error("build: the declarations have errors");
+  // the classes' types stand alone; what is behind the hooks is nobody's interface
+  rmSync(join(directory, "types", "provider"), { recursive: true, force: true });
 }
-const declarations = ["--noEmit", "false", "--emitDeclarationOnly", "--declaration", "--outDir", "dist/types", "--rootDir", "."];
-const tsc = spawnSync("node_modules/.bin/tsc", ["-p", "tools/tsconfig.build.json", ...declarations], { cwd: root, stdio: "inherit" });
-if (missing.length > 0) {
-  console.error(`build: ${missing.map((it) => it.source).join(", ")} missing`);
-  process.exitCode = 1;
+
+/** In two renames, so that whoever reads `dist` meanwhile finds one build or the other. */
+function replace(target: string, made: string): void {
+  if (existsSync(target)) renameSync(target, join(work, "before"));
+  renameSync(made, target);
 }
-if (tsc.status !== 0) process.exitCode = 1;
