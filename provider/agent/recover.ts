@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { describeError } from "../core/errors.ts";
 import { guestOf, imagesOf } from "./instances.ts";
 import type { Progress } from "../hypervisors/types.ts";
@@ -12,13 +13,29 @@ export async function recover(services: Services, progress: Progress): Promise<v
       progress.status(`the guests' network cannot be made: ${describeError(error)}`);
     });
   }
-  for (const { spec } of records.filter(shouldRun)) {
+  let waiting = records.filter(shouldRun).map(({ spec }) => spec.id);
+  for (const pause of pauses) {
+    waiting = await startEach(services, waiting, progress);
+    if (waiting.length === 0) return;
+    await sleep(pause, undefined, { signal: progress.signal });
+  }
+}
+
+// after a boot the hypervisor's own daemon may need longer than the agent to be up
+const pauses = [1_000, 2_000, 4_000, 8_000, 15_000, 30_000, 60_000, 120_000, 0];
+
+/** Returns those that must be tried again. */
+async function startEach(services: Services, ids: readonly string[], progress: Progress): Promise<string[]> {
+  const failed: string[] = [];
+  for (const id of ids) {
     await services.lock
-      .run(`instance:${spec.id}`, () => startAgain(services, spec.id, progress))
+      .run(`instance:${id}`, () => startAgain(services, id, progress))
       .catch((error: unknown) => {
-        progress.status(`${spec.id} cannot be started: ${describeError(error)}`);
+        failed.push(id);
+        progress.status(`${id} cannot be started: ${describeError(error)}`);
       });
   }
+  return failed;
 }
 
 async function startAgain(services: Services, id: string, progress: Progress): Promise<void> {

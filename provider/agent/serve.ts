@@ -40,11 +40,9 @@ export async function serve(services: Services, { root, socket, digest, log, onS
   });
   await listen(server, socket);
   log(`agent ${digest.slice(0, 12)} listens on ${socket}`);
-  const recovered = recover(services, { signal, status: log })
-    .then(() => moves.resume(log))
-    .catch((error: unknown) => {
-      log(describeError(error));
-    });
+  const recovered = Promise.all([recover(services, { signal, status: log }), moves.resume(log)]).catch((error: unknown) => {
+    log(describeError(error));
+  });
   const collecting = setInterval(() => void collect(services, log), collectMillis);
   await new Promise<void>((resolve) => {
     signal.addEventListener("abort", () => {
