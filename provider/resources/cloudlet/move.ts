@@ -5,7 +5,7 @@ import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { RemoteHost } from "../../transport/types.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs, State } from "./fields.ts";
-import { idOf, toSpec } from "./index.ts";
+import { idOf, toSpec } from "./spec.ts";
 
 /**
  * Moves a cloudlet from where the state says it is to where the program wants it. Ownership passes between the two
