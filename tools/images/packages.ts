@@ -7,7 +7,7 @@ import { run } from "../../test/lab/run.ts";
 /** What the images consist of. `linux-image` stands for the newest cloud kernel that the package source has. */
 const guestPackages = ["busybox-static", "qemu-guest-agent", "libc6", "libglib2.0-0", "libpcre2-8-0", "libudev1", "libnuma1", "liburing2"];
 const growPackages = ["e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1", "libuuid1"];
-const bootPackages = ["grub-pc-bin", "grub-common"];
+const bootPackages = ["grub-pc-bin", "grub-common", "lz4", "liblz4-1"];
 
 /** `package=version` for everything that goes in: the images' identity, together with this folder's own files. */
 export async function chosenPackages(): Promise<string[]> {

@@ -41,12 +41,11 @@ export async function fillUserland(root: string, packages: string): Promise<void
   for (const applet of (await run([join(root, "bin/busybox"), "--list"])).trim().split("\n")) {
     if (applet !== "busybox") symlinkSync("busybox", join(root, "bin", applet));
   }
-  symlinkSync("../bin/busybox", join(root, "sbin/init"));
+  guestFile(root, "init", { path: "sbin/init", mode: 0o755 });
   symlinkSync("/run/resolv.conf", join(root, "etc/resolv.conf"));
   guestFile(root, "counter", { path: "usr/bin/counter", mode: 0o755 });
   guestFile(root, "udhcpc", { path: "usr/share/udhcpc/default.script", mode: 0o755 });
   symlinkSync("../usr/share/udhcpc", join(root, "etc/udhcpc"));
-  guestFile(root, "inittab", { path: "etc/inittab", mode: 0o644 });
   guestFile(root, "application", { path: "etc/init.d/application", mode: 0o755 });
   guestFile(root, "passwd", { path: "etc/passwd", mode: 0o644 });
   guestFile(root, "group", { path: "etc/group", mode: 0o644 });

@@ -2,6 +2,8 @@ import { closeSync, ftruncateSync, mkdirSync, openSync, readdirSync, readFileSyn
 import { join } from "node:path";
 import { CloudletError } from "../../provider/core/errors.ts";
 import { run } from "../../test/lab/run.ts";
+import { initramfsAround } from "./initramfs.ts";
+import { trimKernel, trimModule } from "./kernel.ts";
 import { epoch, fillUserland, guestFile, install, stopClock, type Recipe } from "./userland.ts";
 
 const mebibyte = 1024 * 1024;
@@ -50,8 +52,9 @@ export async function buildVm({ packages, work, target }: Recipe): Promise<void>
   const root = join(work, "vm");
   await fillUserland(root, packages);
   fillVm(root, packages);
-  await compressKernel(packages, join(root, "boot/vmlinuz"));
-  await makeInitramfs(packages, { work, target: join(root, "boot/initrd") });
+  mkdirSync(join(root, "boot"));
+  await trimKernel(findKernel(packages), { packages, work, target: join(root, "boot/vmlinuz") });
+  writeInitramfs(root);
   const disk = join(work, "disk.raw");
   await makeFileSystem(root, { work, disk });
   await makeBootable(packages, { work, disk });
@@ -71,8 +74,12 @@ function fillVm(root: string, packages: string): void {
   install(join(packages, "sbin/resize2fs"), join(root, "usr/sbin/resize2fs"), 0o755);
   install(join(packages, "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"), join(root, "lib64/ld-linux-x86-64.so.2"), 0o755);
   for (const library of libraries) install(findLibrary(packages, library), join(root, "lib/x86_64-linux-gnu", library), 0o644);
-  installModules(packages, { root, modules: laterModules });
+  const modules = join(root, "lib/modules");
+  mkdirSync(modules, { recursive: true });
+  for (const module of [...bootModules, ...laterModules]) writeFileSync(join(modules, fileOf(module)), readModule(packages, module));
+  writeFileSync(join(modules, "order"), laterModules.map((it) => `${fileOf(it)}\n`).join(""));
   writeFileSync(join(root, "etc/fstab"), "");
+  writeFileSync(join(root, "var/lib/partition"), `${(diskSize - partitionStart) / 512}\n`);
 }
 
 function findLibrary(packages: string, name: string): string {
@@ -81,48 +88,32 @@ function findLibrary(packages: string, name: string): string {
   return join(packages, found, name);
 }
 
-function installModules(packages: string, to: { root: string; modules: readonly string[] }): void {
+function readModule(packages: string, module: string): Buffer {
   const [release] = readdirSync(join(packages, "lib/modules"));
-  const names = to.modules.map((it) => `${it.split("/").at(-1) ?? ""}.ko`);
-  for (const [index, module] of to.modules.entries()) {
-    install(
-      join(packages, "lib/modules", release ?? "", "kernel", `${module}.ko`),
-      join(to.root, "lib/modules", names[index] ?? ""),
-      0o644,
-    );
-  }
-  writeFileSync(join(to.root, "lib/modules/order"), names.map((it) => `${it}\n`).join(""));
+  return trimModule(readFileSync(join(packages, "lib/modules", release ?? "", "kernel", `${module}.ko`)));
 }
 
-/** Debian's LZ4 kernel shrinks by a quarter; GRUB unpacks XZ itself, but with a dictionary of 64 KiB only. */
-async function compressKernel(packages: string, target: string): Promise<void> {
+function fileOf(module: string): string {
+  return `${module.split("/").at(-1) ?? ""}.ko`;
+}
+
+function findKernel(packages: string): string {
   const kernel = readdirSync(join(packages, "boot")).find((it) => it.startsWith("vmlinuz-"));
   if (kernel === undefined) throw new CloudletError("FAILED", "the packages hold no kernel");
-  mkdirSync(join(target, ".."), { recursive: true });
-  const options = ["--check=crc32", "--threads=1", "--lzma2=preset=9e,dict=64KiB"];
-  await run(
-    [
-      "sh",
-      "-c",
-      'source=$1 target=$2; shift 2; xz -c "$@" <"$source" >"$target"',
-      "sh",
-      join(packages, "boot", kernel),
-      target,
-      ...options,
-    ],
-    { timeoutMillis: 120_000 },
-  );
+  return join(packages, "boot", kernel);
 }
 
-async function makeInitramfs(packages: string, { work, target }: { work: string; target: string }): Promise<void> {
-  const root = join(work, "initramfs");
-  for (const it of ["bin", "dev", "proc", "sys", "root"]) mkdirSync(join(root, it), { recursive: true });
-  install(join(packages, "bin/busybox"), join(root, "bin/busybox"), 0o755);
-  guestFile(root, "initramfs", { path: "init", mode: 0o755 });
-  installModules(packages, { root, modules: bootModules });
-  stopClock(root);
-  const script = 'cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc --reproducible -R 0:0 | xz -9e --check=crc32 >"$2"';
-  await run(["sh", "-c", script, "sh", root, target]);
+function writeInitramfs(root: string): void {
+  const read = (path: string) => readFileSync(join(root, path));
+  const modules = bootModules.map((it) => ({ name: `lib/modules/${fileOf(it)}`, content: read(`lib/modules/${fileOf(it)}`) }));
+  const { head, tail } = initramfsAround({ name: "bin/busybox", size: read("bin/busybox").length }, [
+    ...["bin", "dev", "lib", "lib/modules", "proc", "root", "sys"].map((name) => ({ name })),
+    ...modules,
+    { name: "lib/modules/order", content: Buffer.from(bootModules.map((it) => `${fileOf(it)}\n`).join("")) },
+    { name: "init", content: readFileSync(join(import.meta.dirname, "guest/initramfs")) },
+  ]);
+  writeFileSync(join(root, "boot/initrd.head"), head);
+  writeFileSync(join(root, "boot/initrd.tail"), tail);
 }
 
 async function makeFileSystem(root: string, { work, disk }: { work: string; disk: string }): Promise<void> {
@@ -169,7 +160,7 @@ async function makeBootable(packages: string, { work, disk }: { work: string; di
   const modules = join(packages, "usr/lib/grub/i386-pc");
   writeFileSync(join(work, "grub.cfg"), grubConfiguration);
   const core = join(work, "core.img");
-  const wanted = ["biosdisk", "part_msdos", "ext2", "xzio", "linux", "boot"];
+  const wanted = ["biosdisk", "part_msdos", "ext2", "linux", "boot"];
   await run([
     join(packages, "usr/bin/grub-mkimage"),
     "-O",
@@ -202,7 +193,7 @@ async function makeBootable(packages: string, { work, disk }: { work: string; di
 }
 
 const grubConfiguration = `set root=(hd0,msdos1)
-linux /boot/vmlinuz root=/dev/vda1 rw console=ttyS0 quiet panic=5
-initrd /boot/initrd
+linux /boot/vmlinuz root=/dev/vda1 rw console=ttyS0 loglevel=3 panic=5 nokaslr mitigations=off tsc=reliable no_timer_check
+initrd /boot/initrd.head /bin/busybox /boot/initrd.tail
 boot
 `;
