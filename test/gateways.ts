@@ -53,7 +53,14 @@ export class Gateways {
           connection: { host, privateKey, hostKey, user, ...gateway.connection },
           ...(gateway.onUnreachable && { onUnreachable: gateway.onUnreachable }),
         });
-        hypervisors.set(name, new Hypervisor(`${gateway.kind}-${name}`, { node, kind: gateway.kind }));
+        hypervisors.set(
+          name,
+          new Hypervisor(`${gateway.kind}-${name}`, {
+            node,
+            kind: gateway.kind,
+            ...(gateway.onUnreachable && { onUnreachable: gateway.onUnreachable }),
+          }),
+        );
       }
       const cluster = new EdgeCluster("visits", { application: declaration.application ?? "visit-counter" });
       const hypervisor = declaration.at && hypervisors.get(declaration.at);
