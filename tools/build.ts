@@ -1,13 +1,26 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { build, type BuildOptions } from "esbuild";
+import { build, type BuildOptions, type Plugin } from "esbuild";
 
 const root = join(import.meta.dirname, "..");
 
+/** The classes get Pulumi's SDK by a detour that also works in a linked checkout. */
+const linkable: Plugin = {
+  name: "linkable",
+  setup({ onResolve }) {
+    const detour = join(root, "sdk/dynamic/programsPulumi.cjs");
+    onResolve({ filter: /^@pulumi\/pulumi$/ }, ({ importer }) => (importer === detour ? { external: true } : { path: detour }));
+  },
+};
+
 /** What the package consists of. CommonJS, as Pulumi loads a dynamic provider's code by `require`. */
 const entries: { source: string; output: string; options: BuildOptions }[] = [
-  { source: "sdk/dynamic/index.ts", output: "dynamic.js", options: { packages: "external", target: "node22" } },
+  {
+    source: "sdk/dynamic/index.ts",
+    output: "dynamic.js",
+    options: { packages: "external", target: "node22", plugins: [linkable] },
+  },
   { source: "provider/doors/dynamic/hooks.ts", output: "hooks.js", options: { packages: "external", target: "node22" } },
   // one file with everything in it, for the Node of the node's distribution
   { source: "provider/agent/main.ts", output: "agent.js", options: { target: "node18" } },

@@ -1,0 +1,174 @@
+import { execFile } from "node:child_process";
+import { cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { dirname, join, resolve } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { z } from "zod";
+import { cacheDirectory } from "../tools/setup/cache.ts";
+import { engineEnvironment, pulumiPath } from "./engine.ts";
+import { readmeProgram } from "./readme.ts";
+
+const run = promisify(execFile);
+const repository = resolve(import.meta.dirname, "..");
+const bin = join(repository, "node_modules", ".bin");
+const minutes = (count: number): number => count * 60_000;
+
+let folder: string;
+let tarball: string;
+let packed: string[];
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "cloudlet-package-"));
+  // npm builds first, by the package's own prepack script
+  const { stdout } = await run("npm", ["pack", "--json", "--pack-destination", folder], options(repository, minutes(2)));
+  // what the script prints comes before the list
+  const [made] = packSchema.parse(JSON.parse(stdout.slice(stdout.search(/^\[$/m))));
+  if (made === undefined) throw new Error("npm packed nothing");
+  tarball = join(folder, made.filename);
+  packed = made.files.map(({ path }) => path);
+}, minutes(3));
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+const packSchema = z.array(z.object({ filename: z.string(), files: z.array(z.object({ path: z.string() })) }));
+
+it("the package holds what is built, the documentation and nothing else", () => {
+  expect(packed).toEqual(expect.arrayContaining(["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "docs/design.md"]));
+  expect(packed).toEqual(
+    expect.arrayContaining(["dist/agent.js", "dist/hooks.js", "dist/dynamic.js", "dist/types/sdk/dynamic/index.d.ts"]),
+  );
+  const outside = /^(dist\/(agent|hooks|dynamic)\.js|dist\/package\.json|dist\/types\/sdk\/dynamic\/\w+\.d\.ts|docs\/.*\.md)$/;
+  const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json"];
+  expect(packed.filter((path) => !plain.includes(path) && !outside.test(path))).toEqual([]);
+});
+
+/** How the package comes into somebody else's project. */
+const layouts: Record<string, (project: string) => Promise<void>> = {
+  async npm(project) {
+    const flags = ["--no-audit", "--no-fund", "--prefer-offline", "--loglevel=error"];
+    await run("npm", ["install", ...flags, tarball, sdk], options(project, minutes(4)));
+  },
+  async pnpm(project) {
+    const store = join(cacheDirectory(), "pnpm");
+    await run(join(bin, "pnpm"), ["add", "--prefer-offline", "--store-dir", store, tarball, sdk], options(project, minutes(4)));
+  },
+  // as `npm link` leaves it: the checkout by a symbolic link, with a second copy of Pulumi's SDK beside it
+  async link(project) {
+    await mkdir(join(project, "node_modules"));
+    await cp(join(folder, "npm", "node_modules"), join(project, "node_modules"), { recursive: true, verbatimSymlinks: true });
+    await rm(join(project, "node_modules", "pulumi-cloudlet"), { recursive: true });
+    await symlink(repository, join(project, "node_modules", "pulumi-cloudlet"));
+  },
+};
+
+const sdkVersion = z
+  .object({ version: z.string() })
+  .parse(createRequire(import.meta.url)(join(repository, "node_modules/@pulumi/pulumi/package.json"))).version;
+const sdk = `@pulumi/pulumi@${sdkVersion}`;
+
+const forms = {
+  esm: { type: "module", runner: "run.mjs" },
+  cjs: { type: "commonjs", runner: "run.cjs" },
+} as const;
+type Form = keyof typeof forms;
+
+/** The text of the provider as each run stored it: it must not depend on how the package was installed. */
+const texts = new Set<string>();
+
+describe.each(Object.keys(layouts))("installed in an empty project by %s", (layout) => {
+  const project = (): string => join(folder, layout);
+
+  beforeAll(async () => {
+    await mkdir(project());
+    await writeFile(join(project(), "package.json"), JSON.stringify({ name: "infrastructure", private: true }));
+    await layouts[layout]?.(project());
+  }, minutes(5));
+
+  it("the hooks that Pulumi stores a reference to are found from the program's folder", () => {
+    const found = createRequire(join(project(), "index.js")).resolve("pulumi-cloudlet/hooks");
+    expect(found).toMatch(/dist\/hooks\.js$/);
+  });
+
+  it.each<Form>(["esm", "cjs"])("the README's program compiles as %s and previews", { timeout: minutes(3) }, async (form) => {
+    const program = join(project(), form);
+    await writeProgram(program, form);
+    await run(join(bin, "tsc"), ["-p", program], options(program, minutes(1))).catch(withOutput);
+    const answer = await perform(program, form);
+    expect(answer.preview).toEqual({ create: 7 });
+    expect(answer.up).toEqual({ create: 2 });
+    texts.add(answer.provider);
+    expect(texts.size).toBe(1);
+  });
+
+  it("the README's program compiles with the settings of older projects", { timeout: minutes(1) }, async () => {
+    const program = join(project(), "older");
+    await writeProgram(program, "cjs");
+    const older = ["--module", "commonjs", "--moduleResolution", "node10", "--noEmit"];
+    await run(join(bin, "tsc"), ["-p", program, ...older], options(program, minutes(1))).catch(withOutput);
+  });
+});
+
+async function writeProgram(program: string, form: Form): Promise<void> {
+  const { type, runner } = forms[form];
+  await mkdir(join(program, "backend"), { recursive: true });
+  const compilerOptions = { target: "es2022", lib: ["es2023"], strict: true, skipLibCheck: true, types: [], module: "nodenext" };
+  const files = {
+    "package.json": JSON.stringify({ name: "program", private: true, type }),
+    "tsconfig.json": JSON.stringify({ compilerOptions, files: ["index.ts"] }),
+    "index.ts": readmeProgram(),
+    "faces.qcow2": "an image that a preview only takes the digest of",
+    [runner]: `${heads[runner]}\n${body}`,
+  };
+  for (const [name, text] of Object.entries(files)) await writeFile(join(program, name), text);
+}
+
+const heads = {
+  "run.mjs": `
+import { LocalWorkspace, PulumiCommand } from "@pulumi/pulumi/automation/index.js";
+import { EdgeCluster } from "pulumi-cloudlet/dynamic";
+const readme = () => import("./index.js");`,
+  "run.cjs": `
+const { LocalWorkspace, PulumiCommand } = require("@pulumi/pulumi/automation");
+const { EdgeCluster } = require("pulumi-cloudlet/dynamic");
+const readme = async () => require("./index.js");`,
+};
+
+const body = `
+const cluster = async () => { new EdgeCluster("faces", { application: "face-recognition" }); return {}; };
+const open = async (projectName, program) => LocalWorkspace.createOrSelectStack({ stackName: "dev", projectName, program }, {
+  projectSettings: { name: projectName, runtime: "nodejs", main: process.cwd() },
+  workDir: process.cwd(),
+  pulumiCommand: await PulumiCommand.get({ root: process.env.ENGINE_ROOT }),
+});
+const main = async () => {
+  const shown = await open("shown", async () => { const { endpoint, lastMove } = await readme(); return { endpoint, lastMove }; });
+  const { changeSummary } = await shown.preview();
+  const made = await open("made", cluster);
+  const { summary } = await made.up();
+  const { deployment } = await made.exportStack();
+  const provider = deployment.resources.find(({ type }) => type.endsWith("EdgeCluster")).outputs.__provider;
+  await made.destroy();
+  console.log(JSON.stringify({ preview: changeSummary, up: summary.resourceChanges, provider }));
+};
+main();
+`;
+
+const answerSchema = z.object({ preview: z.record(z.string(), z.int()), up: z.record(z.string(), z.int()), provider: z.string() });
+
+async function perform(program: string, form: Form): Promise<z.infer<typeof answerSchema>> {
+  const env = { ...process.env, ...engineEnvironment(program), ENGINE_ROOT: dirname(dirname(pulumiPath())) };
+  const { stdout } = await run(join(bin, "node"), [forms[form].runner], { cwd: program, env, timeout: minutes(2) }).catch(withOutput);
+  return answerSchema.parse(JSON.parse(stdout.trim().split("\n").at(-1) ?? ""));
+}
+
+// what a child process printed is the reason of its failure
+function withOutput(error: Error & { stdout?: string }): never {
+  throw new Error(`${error.message}\n${error.stdout ?? ""}`, { cause: error });
+}
+
+/** For a child process that may not see what an outer \`npm run\` has put into the environment. */
+function options(cwd: string, timeout: number): { cwd: string; timeout: number; env: NodeJS.ProcessEnv; maxBuffer: number } {
+  const outer = Object.entries(process.env).filter(([name]) => !/^npm_(?!config_registry)/i.test(name));
+  return { cwd, timeout, env: Object.fromEntries(outer), maxBuffer: 64 * 1024 * 1024 };
+}
