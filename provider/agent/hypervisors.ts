@@ -8,6 +8,7 @@ import { readJson, syncDirectory, writeDurably } from "./durable.ts";
 import type { JobContext } from "./jobs.ts";
 import { hypervisorSpecSchema } from "./protocol.ts";
 import type { HypervisorSpec, HypervisorStatus, Kind } from "./protocol.ts";
+import { isHere } from "./records.ts";
 import type { Records } from "./records.ts";
 
 /** Stacks may share a gateway, and so its one hypervisor. */
@@ -106,7 +107,7 @@ export class Hypervisors {
     if (existing === undefined || !existing.owners.includes(owner)) return;
     const others = existing.owners.filter((other) => other !== owner);
     const inTheWay = (await this.#options.records.list()).filter(
-      (record) => record.ownership.role !== "released" && (others.length === 0 || record.spec.owner === owner),
+      (record) => isHere(record) && (others.length === 0 || record.spec.owner === owner),
     );
     if (inTheWay.length > 0) {
       throw new CloudletError("REFUSED", `cloudlets are on this hypervisor: ${inTheWay.map((record) => record.spec.id).join(", ")}`, {

@@ -158,12 +158,16 @@ export function initScript(node: string): string {
 # Short-Description: cloudlet agent
 ### END INIT INFO
 pidfile=/run/cloudlet/agent.pid
-[ -r /etc/default/cloudlet-agent ] && { set -a; . /etc/default/cloudlet-agent; set +a; }
+
+start_agent() {
+  [ -r /etc/default/cloudlet-agent ] && { set -a; . /etc/default/cloudlet-agent; set +a; }
+  exec ${node} ${agentFile} serve
+}
 
 supervise() {
   trap 'kill "$child" 2>/dev/null; wait "$child"; exit 0' TERM INT
   while :; do
-    ${node} ${agentFile} serve &
+    start_agent &
     child=$!
     wait "$child" && exit 0
     sleep 1

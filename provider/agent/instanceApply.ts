@@ -10,7 +10,9 @@ import type { Opened } from "./instances.ts";
 import type { JobContext } from "./jobs.ts";
 import { dataPort, guestName } from "./protocol.ts";
 import type { InstanceSpec, InstanceStatus, VerbArgs } from "./protocol.ts";
-import { allocateNetwork } from "./records.ts";
+import { forgetArrived } from "./moves/copies.ts";
+import { MoveFiles } from "./moves/files.ts";
+import { allocateNetwork, isHere } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
 
@@ -22,6 +24,7 @@ export async function applyInstance(services: Services, args: VerbArgs<"instance
     basePath: await services.store.path(spec.base.digest),
     buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest),
   };
+  await forgetIncoming(services, args, context);
   const { record: claimed, driver, wasPending } = await claim(services, args);
   context.step("record");
   await services.network.publish(await services.records.list());
@@ -41,22 +44,41 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
   const record = await services.records.read(id);
   if (record !== undefined) {
     if (record.spec.owner !== owner) throw new CloudletError("CONFLICT", `cloudlet ${id} belongs to ${record.spec.owner}, not to ${owner}`);
-    // one that was given away has left nothing with the hypervisor, which may be gone itself
-    const hypervisor = await services.hypervisors.current();
-    if (record.ownership.role !== "released" || hypervisor?.kind === record.spec.kind) {
-      const driver = await services.hypervisors.driver(record.spec.kind);
-      const guest = await guestOf(services, record);
-      context.status(`stopping ${id}`);
-      if ((await driver.observe(guest)) !== undefined) await driver.stop(guest, context);
-      context.step("stopped");
-      await driver.remove(guest, context);
-      context.step("removed");
-    }
+    checkRemoval(record);
+    const driver = await services.hypervisors.driver(record.spec.kind);
+    const guest = await guestOf(services, record);
+    context.status(`stopping ${id}`);
+    if ((await driver.observe(guest)) !== undefined) await driver.stop(guest, context);
+    context.step("stopped");
+    await driver.remove(guest, context);
+    context.step("removed");
     await rm(asidePath(services, id), { force: true });
   }
   await services.records.remove(id);
+  await new MoveFiles(services.root).forget(id);
   context.step("forgotten");
   if (record !== undefined) await services.network.publish(await services.records.list());
+}
+
+/** What runs on another node by now would go on there, unseen, if it were forgotten here. */
+function checkRemoval({ spec, ownership, leaving }: InstanceRecord): void {
+  if (ownership.role !== "released") return;
+  const peer = ownership.peer ?? "another node";
+  throw leaving === true
+    ? new CloudletError("REFUSED", `cloudlet ${spec.id} is on its way to ${peer}`, {
+        fix: "run `pulumi up` to finish the move, then remove it",
+      })
+    : new CloudletError("REFUSED", `cloudlet ${spec.id} has moved to ${peer}`, {
+        fix: `run \`pulumi up\` with its hypervisor set to the one on ${peer}, then remove it`,
+      });
+}
+
+/** Whoever knows of no cloudlet has given up the one that was on its way here; only its copy is forgotten. */
+async function forgetIncoming(services: Services, { spec, fresh }: VerbArgs<"instance.apply">, context: JobContext): Promise<void> {
+  const record = await services.records.read(spec.id);
+  if (!fresh || record?.ownership.role !== "incoming" || record.spec.owner !== spec.owner) return;
+  const files = new MoveFiles(services.root);
+  await services.lock.run(`arrival:${spec.id}`, () => forgetArrived(services, files, { record, context }));
 }
 
 /** Checks that the spec may be applied here and writes it down, as one step that nothing else on this node can get between. */
@@ -67,7 +89,7 @@ async function claim(
   return services.lock.run("hypervisor", async () => {
     const known = await services.records.read(spec.id);
     // a note that one of this id moved away says nothing about a new one
-    const gone = fresh && known?.ownership.role === "released" ? known : undefined;
+    const gone = fresh && known !== undefined && !isHere(known) ? known : undefined;
     const existing = gone === undefined ? known : undefined;
     if (existing !== undefined) checkExisting(existing, spec);
     checkPattern(spec);

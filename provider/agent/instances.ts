@@ -91,6 +91,7 @@ export async function instanceStatus(services: Services, id: string): Promise<In
     imageDigest: record.builtFrom ?? record.spec.base.digest,
     accelerator,
     console,
+    ...(record.leaving === true && { leaving: true }),
     ...(record.lastMove === undefined ? {} : { lastMove: record.lastMove }),
   };
 }

@@ -26,12 +26,16 @@ usage: agent [serve]         listen on ${paths.socket}
 environment:
   CLOUDLET_ROOT      directory of the agent's data (default ${paths.root})
   CLOUDLET_SOCKET    unix socket (default ${paths.socket})
-  CLOUDLET_CRASH_AT  fault injection for tests: the agent kills itself as soon as a job step of this name is in its journal
+
+fault injection for tests:
+  CLOUDLET_CRASH_AT  the agent kills itself as soon as a step of this name is durable
+  CLOUDLET_PAUSE_AT  everything in the agent stands still for three seconds when a step of this name is durable
 `;
 
 const root = process.env.CLOUDLET_ROOT ?? paths.root;
 const socket = process.env.CLOUDLET_SOCKET ?? paths.socket;
-const crashAt = process.env.CLOUDLET_CRASH_AT;
+const { CLOUDLET_CRASH_AT: crashAt, CLOUDLET_PAUSE_AT: pauseAt } = process.env;
+const pauseMillis = 3_000;
 
 async function main([command = "serve", ...rest]: string[]): Promise<void> {
   if (command === "serve") return serveUntilSignal();
@@ -54,8 +58,9 @@ async function serveUntilSignal(): Promise<void> {
     }
     const onStep = (name: string): void => {
       if (name === crashAt) process.kill(process.pid, "SIGKILL");
+      if (name === pauseAt) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, pauseMillis);
     };
-    await serve(await services(), { root, socket, digest: digest(), log, ...(crashAt === undefined ? {} : { onStep }) }, ending.signal);
+    await serve(await services(), { root, socket, digest: digest(), log, onStep }, ending.signal);
   } finally {
     release();
   }

@@ -130,6 +130,7 @@ export const instanceStatusSchema = z.object({
   imageDigest: digestSchema,
   accelerator: z.enum(["kvm", "tcg", "none"]),
   console: z.string().describe("Last lines of the console, for messages."),
+  leaving: z.boolean().optional().describe("It was given away, and the other node has not answered yet."),
   lastMove: z.lazy(() => moveReportSchema).optional(),
 });
 export type InstanceStatus = z.infer<typeof instanceStatusSchema>;
@@ -201,6 +202,10 @@ export const verbs = {
       self: z.string(),
       target: moveTargetSchema,
       route: z.enum(["direct", "operator"]),
+      relayPort: z
+        .int()
+        .optional()
+        .describe("Port of the source's own loopback that leads to the target, for as long as the operator is there."),
     }),
     result: moveReportSchema,
   },

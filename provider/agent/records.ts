@@ -17,9 +17,16 @@ export const recordSchema = z.object({
   builtFrom: digestSchema.optional(),
   /** The guest is being made anew from another base; its state is aside. It must not start before that has ended. */
   rebuilding: z.boolean().optional(),
+  /** Given away, and the copy here is kept until the other node has answered. */
+  leaving: z.boolean().optional(),
   lastMove: moveReportSchema.optional(),
 });
 export type InstanceRecord = z.infer<typeof recordSchema>;
+
+/** Whether anything of the cloudlet is on this node; of one that moved away there is only a note. */
+export function isHere({ ownership, leaving }: InstanceRecord): boolean {
+  return ownership.role !== "released" || leaving === true;
+}
 
 /** What this node knows about cloudlets: one directory each, named for the guest; the record is the truth, the rest belongs to the driver. */
 export class Records {

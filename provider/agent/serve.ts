@@ -7,7 +7,7 @@ import { probeAcceleration } from "./drivers.ts";
 import { readFacts } from "./facts.ts";
 import { Jobs } from "./jobs.ts";
 import { createMoves } from "./moves/verbs.ts";
-import { protocolVersion } from "./protocol.ts";
+import { dataPort, protocolVersion } from "./protocol.ts";
 import { recover } from "./recover.ts";
 import { createAgentServer } from "./server.ts";
 import { referencedDigests } from "./services.ts";
@@ -29,7 +29,7 @@ const closeMillis = 8_000;
 /** Runs the agent until `signal` is aborted. Guests go on without it. */
 export async function serve(services: Services, { root, socket, digest, log, onStep }: ServeOptions, signal: AbortSignal): Promise<void> {
   const jobs = new Jobs({ directory: path.join(root, "jobs"), lock: services.lock, ...(onStep === undefined ? {} : { onStep }) });
-  const moves = createMoves(services);
+  const moves = createMoves(services, { port: dataPort, onStep: (step) => onStep?.(`arrival.${step}`) });
   const startedAt = new Date().toISOString();
   const server = createAgentServer({
     services,

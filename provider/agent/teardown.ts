@@ -1,10 +1,11 @@
 import { CloudletError } from "../core/errors.ts";
 import type { JobContext } from "./jobs.ts";
+import { isHere } from "./records.ts";
 import type { Services } from "./services.ts";
 
 /** Cloudlets and volumes that keep a node from being decommissioned. Retained data does not. */
 export async function remaining(services: Services): Promise<string[]> {
-  const cloudlets = (await services.records.list()).filter((record) => record.ownership.role !== "released");
+  const cloudlets = (await services.records.list()).filter(isHere);
   const volumes = (await services.volumes.list()).filter((record) => record.place === "here");
   return [...cloudlets.map((record) => `cloudlet ${record.spec.id}`), ...volumes.map((record) => `volume ${record.spec.id}`)];
 }

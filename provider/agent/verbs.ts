@@ -27,13 +27,6 @@ export const verbTable: VerbTable = {
       return status;
     },
   },
-  "hypervisor.remove": {
-    keys: () => ["hypervisor"],
-    async perform(services, { owner }, context) {
-      await services.hypervisors.remove(owner, context);
-      return {};
-    },
-  },
   "instance.apply": {
     keys: ({ spec }) => [`instance:${spec.id}`, ...spec.volumes.map(({ id }) => `volume:${id}`)],
     perform: applyInstance,

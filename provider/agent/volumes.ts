@@ -7,6 +7,7 @@ import type { Hypervisors } from "./hypervisors.ts";
 import type { JobContext } from "./jobs.ts";
 import { guestName, volumeSpecSchema, volumeStatusSchema } from "./protocol.ts";
 import type { InstanceSpec, VolumeSpec, VolumeStatus } from "./protocol.ts";
+import { isHere } from "./records.ts";
 import type { Records } from "./records.ts";
 
 export const volumeRecordSchema = z.object({ spec: volumeSpecSchema, place: volumeStatusSchema.shape.place, peer: z.string().optional() });
@@ -176,8 +177,7 @@ export class Volumes {
 
   async #attachedTo(id: string): Promise<string | undefined> {
     const records = await this.#options.records.list();
-    return records.find((record) => record.ownership.role !== "released" && record.spec.volumes.some((volume) => volume.id === id))?.spec
-      .id;
+    return records.find((record) => isHere(record) && record.spec.volumes.some((volume) => volume.id === id))?.spec.id;
   }
 
   #directoryOf(id: string): string {

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, open, rename, stat, type FileHandle } from "node:fs/promises";
-import { join } from "node:path";
+import { mkdir, open, readdir, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { basename, join } from "node:path";
 import type { Readable } from "node:stream";
 import { CloudletError } from "../../core/errors.ts";
 import { syncDirectory } from "../durable.ts";
@@ -39,6 +39,7 @@ export interface Source {
 export class Assembly {
   readonly #directory: string;
   #missing = new Map<string, { name: string; offset: number }[]>();
+  #ended = false;
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -51,6 +52,11 @@ export class Assembly {
   /** Digests of the pieces that must be sent. */
   async begin(recipes: Recipe[], sources: Source[]): Promise<string[]> {
     await mkdir(this.#directory, { recursive: true });
+    // what an attempt with other files left would be taken for part of this one
+    const wanted = new Set(recipes.flatMap(({ name }) => [name, `${name}.partial`]).concat(sources.map(({ path }) => basename(path))));
+    for (const name of await readdir(this.#directory)) {
+      if (!wanted.has(name)) await rm(join(this.#directory, name), { recursive: true, force: true });
+    }
     this.#missing = new Map();
     for (const recipe of recipes) await this.#findMissing(recipe);
     for (const source of sources) {
@@ -58,6 +64,11 @@ export class Assembly {
       for await (const piece of cut(source.path, source.format)) await this.#place(sha256(piece), piece);
     }
     return [...this.#missing.keys()];
+  }
+
+  /** What still arrives for it, late, is no longer written. */
+  end(): void {
+    this.#ended = true;
   }
 
   /** Reads frames until the stream ends. */
@@ -123,6 +134,7 @@ export class Assembly {
   }
 
   async #place(digest: string, bytes: Buffer): Promise<void> {
+    if (this.#ended) throw new CloudletError("CONFLICT", "the files are being put together by a later attempt");
     const places = this.#missing.get(digest);
     if (places === undefined) return;
     for (const { name, offset } of places) {

@@ -16,11 +16,14 @@ export class MoveChannel {
   readonly #agent: Agent;
   readonly #target: MoveTarget;
   readonly #id: string;
+  readonly #relayPort: number | undefined;
   bytesSent = 0;
 
-  constructor(target: MoveTarget, id: string) {
+  /** With a relay everything goes through that port of this very node. */
+  constructor(target: MoveTarget, id: string, relayPort?: number) {
     this.#target = target;
     this.#id = id;
+    this.#relayPort = relayPort;
     this.#agent = new Agent({ keepAlive: true, maxSockets: 2 });
     this.#agent.createConnection = (_options, callback) => {
       this.#dial().then(
@@ -105,9 +108,10 @@ export class MoveChannel {
 
   async #dial(): Promise<TLSSocket> {
     const reasons: string[] = [];
-    for (const host of this.#target.addresses) {
+    const relayed = this.#relayPort !== undefined;
+    for (const host of relayed ? ["127.0.0.1"] : this.#target.addresses) {
       try {
-        return await this.#dialOne(host);
+        return await this.#dialOne(host, this.#relayPort ?? this.#target.port);
       } catch (error) {
         if (error instanceof CloudletError && error.code === "HOST_KEY") throw error;
         reasons.push(`${host}: ${error instanceof Error ? error.message : String(error)}`);
@@ -119,10 +123,10 @@ export class MoveChannel {
     );
   }
 
-  #dialOne(host: string): Promise<TLSSocket> {
+  #dialOne(host: string, port: number): Promise<TLSSocket> {
     return new Promise((resolve, reject) => {
       // the certificate is self-signed and pinned, so the pin is the whole verification
-      const socket = connectTls({ host, port: this.#target.port, rejectUnauthorized: false, timeout: dialMillis });
+      const socket = connectTls({ host, port, rejectUnauthorized: false, timeout: dialMillis });
       socket.once("timeout", () => socket.destroy(new Error("no answer")));
       socket.once("error", reject);
       socket.once("secureConnect", () => {

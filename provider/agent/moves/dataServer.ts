@@ -7,7 +7,7 @@ import type { Readable } from "node:stream";
 import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { run } from "../process.ts";
-import { dataPort, digestSchema, type MoveReport } from "../protocol.ts";
+import { digestSchema, type MoveReport } from "../protocol.ts";
 import type { Recipe } from "./recipe.ts";
 import { activateSchema, completeSchema, recipesSchema, sealRequestSchema, type Arrival } from "./wire.ts";
 
@@ -24,42 +24,53 @@ export interface Receiver {
 }
 
 const recipesLimit = 64 * 1024 * 1024;
+/** A sender that falls silent in the middle of a body is gone. */
+const silenceMillis = 60_000;
 
 /** The port on which other agents deliver; open only while a move is expected. */
 export class DataServer {
   readonly #root: string;
+  readonly #port: number;
   readonly #receiver: Receiver;
   #server: Server | undefined;
+  #opening: Promise<string> = Promise.resolve("");
 
-  constructor(root: string, receiver: Receiver) {
+  constructor(root: string, port: number, receiver: Receiver) {
     this.#root = root;
+    this.#port = port;
     this.#receiver = receiver;
   }
 
   /** Opens the port where it is closed, and returns the digest of its certificate. */
-  async open(): Promise<string> {
-    const { key, cert } = await identity(join(this.#root, "agent"));
-    if (this.#server === undefined) {
-      const server = createServer({ key, cert, requestTimeout: 0 }, (incoming, outgoing) => void this.#answer(incoming, outgoing));
-      await new Promise<void>((resolve, reject) => {
-        server.once("error", (error) =>
-          reject(
-            new CloudletError("BUSY", `cannot listen on port ${dataPort} for the move: ${error.message}`, {
-              fix: `free TCP port ${dataPort} on the node`,
-            }),
-          ),
-        );
-        server.listen(dataPort, resolve);
-      });
-      this.#server = server;
-    }
-    return createHash("sha256").update(new X509Certificate(cert).raw).digest("hex");
+  open(): Promise<string> {
+    this.#opening = this.#opening.catch(() => "").then(() => this.#open());
+    return this.#opening;
   }
 
   close(): void {
     this.#server?.close();
     this.#server?.closeIdleConnections();
     this.#server = undefined;
+  }
+
+  async #open(): Promise<string> {
+    const { key, cert } = await identity(join(this.#root, "agent"));
+    const port = this.#port;
+    if (this.#server === undefined) {
+      const server = createServer({ key, cert, requestTimeout: 0 }, (incoming, outgoing) => void this.#answer(incoming, outgoing));
+      await new Promise<void>((resolve, reject) => {
+        server.once("error", (error) => {
+          reject(
+            new CloudletError("BUSY", `cannot listen on port ${port} for the move: ${error.message}`, {
+              fix: `free TCP port ${port} on the node`,
+            }),
+          );
+        });
+        server.listen(port, resolve);
+      });
+      this.#server = server;
+    }
+    return createHash("sha256").update(new X509Certificate(cert).raw).digest("hex");
   }
 
   async #answer(incoming: IncomingMessage, outgoing: ServerResponse): Promise<void> {
@@ -73,19 +84,17 @@ export class DataServer {
       outgoing.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(result ?? {}));
     } catch (error) {
       incoming.resume();
-      const detail = {
-        code: codeOf(error),
-        message: error instanceof Error ? error.message : String(error),
-        fix: error instanceof CloudletError ? error.fix : "",
-      };
+      const detail = detailOf(error);
       if (!outgoing.headersSent) outgoing.writeHead(detail.code === "UNAUTHORIZED" ? 401 : 409, { "content-type": "application/json" });
       outgoing.end(JSON.stringify({ error: detail }));
     }
   }
 
   async #route(route: string, id: string, incoming: IncomingMessage): Promise<unknown> {
-    if (route.startsWith("PUT /v1/blobs/"))
-      return this.#receiver.supply(id, digestSchema.parse(route.slice("PUT /v1/blobs/".length)), incoming);
+    if (route.startsWith("PUT /v1/blobs/")) {
+      const digest = digestSchema.parse(route.slice("PUT /v1/blobs/".length));
+      return whileHeard(incoming, () => this.#receiver.supply(id, digest, incoming));
+    }
     switch (route) {
       case "GET /v1/arrival":
         return this.#receiver.arrival(id);
@@ -94,7 +103,7 @@ export class DataServer {
         return { missing: await this.#receiver.begin(id, mode, parts) };
       }
       case "PUT /v1/pieces":
-        return this.#receiver.receive(id, incoming);
+        return whileHeard(incoming, () => this.#receiver.receive(id, incoming));
       case "POST /v1/seal":
         return this.#receiver.seal(id, (await bodyOf(incoming, sealRequestSchema)).seal);
       case "POST /v1/activate": {
@@ -121,6 +130,24 @@ export function tokenMatches(token: string, digest: string): boolean {
 
 function digestToken(token: string): string {
   return createHash("sha256").update(token).digest("hex");
+}
+
+/** Without this a link that was cut in the middle of a body would hold its receiver for good. */
+async function whileHeard(incoming: IncomingMessage, receive: () => Promise<void>): Promise<void> {
+  const lost = (): void => void incoming.destroy(new CloudletError("UNREACHABLE", "the sender fell silent"));
+  incoming.socket.setTimeout(silenceMillis, lost);
+  try {
+    await receive();
+  } finally {
+    incoming.socket.setTimeout(0).removeListener("timeout", lost);
+  }
+}
+
+function detailOf(error: unknown): { code: string; message: string; fix: string } {
+  const message = error instanceof Error ? error.message : String(error);
+  if (error instanceof Error && "code" in error && error.code === "ENOSPC")
+    return { code: "REFUSED", message: `its disk is full: ${message}`, fix: "free disk space on the node" };
+  return { code: codeOf(error), message, fix: error instanceof CloudletError ? error.fix : "" };
 }
 
 async function bodyOf<T>(incoming: IncomingMessage, schema: z.ZodType<T>): Promise<T> {

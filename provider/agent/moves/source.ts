@@ -1,49 +1,33 @@
 import { createReadStream, createWriteStream } from "node:fs";
-import { mkdir, rm } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
-import { readJson, writeDurably } from "../durable.ts";
-import type { JobContext } from "../jobs.ts";
-import { digestSchema, moveTargetSchema, type MoveReport, type VerbArgs } from "../protocol.ts";
 import { bringTo, guestOf, imagesOf, type Opened } from "../instances.ts";
+import type { JobContext } from "../jobs.ts";
+import type { MoveReport, VerbArgs } from "../protocol.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import { framesOf } from "./assembly.ts";
 import { MoveChannel } from "./channel.ts";
 import { compress } from "./compression.ts";
+import { discardCopy, removeExport } from "./copies.ts";
+import { MoveFiles, type Departure } from "./files.ts";
+import { volumePartName } from "./making.ts";
 import { makeRecipe, sealOf, type Format, type Recipe } from "./recipe.ts";
 import { arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
 
-const departureSchema = z.object({
-  epoch: z.int(),
-  self: z.string(),
-  target: moveTargetSchema,
-  route: z.enum(["direct", "operator"]),
-  seal: digestSchema.optional(),
-  mode: z.enum(["cold", "state"]),
-  beganAt: z.number(),
-  stoppedAt: z.number().optional(),
-  bytesSent: z.int(),
-  bytesTotal: z.int(),
-});
-type Departure = z.infer<typeof departureSchema>;
-
-/** Whether a move of this cloudlet away from here has begun and not ended. */
-export async function isDeparting(services: Services, id: string): Promise<boolean> {
-  return (await readJson(departureFile(services, id), departureSchema)) !== undefined;
-}
-
-function departureFile(services: Services, id: string): string {
-  return join(services.records.directoryOf(id), "departure.json");
-}
-
 const empty = z.object({});
 const sealMillis = 15 * 60_000;
-const sendAttempts = 4;
+const takeBackMillis = 120_000;
+/** How long a short break of the link is waited out, since a restart of the application would cost more. */
 const pauses = [500, 1000, 2000, 4000];
+const firstWaitMillis = 5_000;
+const longestWaitMillis = 60_000;
+/** How long the target is told about an end that it has brought about itself. */
+const reportMillis = 10 * 60_000;
 
 interface FilePart {
   name: string;
@@ -51,57 +35,93 @@ interface FilePart {
   format: Format;
 }
 
+interface Way {
+  channel: MoveChannel;
+  arrival: Arrival;
+  context: JobContext;
+}
+
 /** The sending half of a move. Until it has durably let go it is the owner and restarts the guest when anything fails; from then on it only goes forward. */
 export class MoveSource {
   readonly #services: Services;
+  readonly #files: MoveFiles;
+  /** Moves that wait for their target, and when they are tried again. */
+  readonly #waits = new Map<string, { until: number; millis: number }>();
 
   constructor(services: Services) {
     this.#services = services;
+    this.#files = new MoveFiles(services.root);
   }
 
   async run(args: VerbArgs<"move.run">, context: JobContext): Promise<MoveReport> {
     const record = await this.#services.records.read(args.id);
     if (record === undefined) throw new CloudletError("NOT_FOUND", `${args.self} has no cloudlet ${args.id}`);
-    const channel = new MoveChannel(args.target, args.id);
+    const channel = new MoveChannel(args.target, args.id, args.relayPort);
     try {
+      const ended = endOf(record, args);
+      if (ended !== undefined) {
+        // by another run, or by this agent alone; the target may still wait to hear of it
+        await this.#tell(args.id, ended, channel).catch(() => undefined);
+        return ended;
+      }
       const arrival = await channel.json(arrivalSchema, { method: "GET", path: "/v1/arrival" });
       context.step("connected");
-      const departure = await this.#begin(record, args, arrival);
-      if (record.ownership.role === "owner") await this.#handOver(record, departure, { channel, arrival, context });
+      const departure = await this.#begin({ record, arrival }, args);
+      const way = { channel, arrival, context };
+      if (record.ownership.role === "owner") await this.#letGo(record, departure, way);
+      // the target has lost what it was given before it could run; the copy here is still what it should get
+      else if (arrival.phase === "prepared" || arrival.phase === "sealed") await this.#sendAgain(record, departure, way);
       return await this.#finish(args.id, channel, context);
     } finally {
       channel.close();
     }
   }
 
-  /** Goes on with moves that were cut off after this node had let go: forward is the only way. */
+  /** Goes on with moves that were cut off: after this node has let go, forward is the only way. */
   async resume(context: JobContext): Promise<void> {
-    for (const record of await this.#services.records.list()) {
-      const departure = await this.#read(record.spec.id);
-      if (record.ownership.role !== "released" || departure === undefined) continue;
-      const channel = new MoveChannel(departure.target, record.spec.id);
+    for (const { spec } of await this.#services.records.list()) {
+      const wait = this.#waits.get(spec.id);
+      if (wait !== undefined && Date.now() < wait.until) continue;
       try {
-        await this.#services.lock.run(`instance:${record.spec.id}`, () => this.#finish(record.spec.id, channel, context));
+        if ((await this.#files.departure(spec.id)) === undefined) continue;
+        await this.#services.lock.run(`instance:${spec.id}`, () => this.#goOn(spec.id, context));
+        this.#waits.delete(spec.id);
       } catch (error) {
-        context.status(
-          `the move of ${record.spec.id} to ${departure.target.node} waits: ${error instanceof Error ? error.message : String(error)}`,
-        );
-      } finally {
-        channel.close();
+        const millis = Math.min(longestWaitMillis, (wait?.millis ?? firstWaitMillis / 2) * 2);
+        this.#waits.set(spec.id, { until: Date.now() + millis, millis });
+        context.status(`the move of ${spec.id} waits: ${error instanceof Error ? error.message : String(error)}`);
       }
     }
   }
 
-  async #begin(record: InstanceRecord, args: VerbArgs<"move.run">, arrival: Arrival): Promise<Departure> {
-    const expected = record.ownership.role === "owner" ? args.epoch - 1 : args.epoch;
-    if (record.ownership.role === "incoming" || record.ownership.epoch !== expected || arrival.epoch !== args.epoch) {
-      throw new CloudletError(
-        "CONFLICT",
-        `${args.id} is ${record.ownership.role} at epoch ${record.ownership.epoch} here, and the move is for epoch ${args.epoch}`,
-        { fix: "run `pulumi refresh`, then `pulumi up`" },
-      );
+  async #goOn(id: string, context: JobContext): Promise<void> {
+    const [record, departure] = [await this.#services.records.read(id), await this.#files.departure(id)];
+    if (record === undefined || departure === undefined) return;
+    if (record.ownership.role !== "released" || record.ownership.epoch !== departure.epoch) {
+      // cut off before anything was given away
+      await removeExport(this.#services, id);
+      return this.#files.forgetDeparture(id);
     }
-    const before = await this.#read(args.id);
+    const channel = new MoveChannel(departure.target, id);
+    try {
+      if (record.leaving === true) await this.#finish(id, channel, context);
+      else if (record.lastMove !== undefined) await this.#tell(id, record.lastMove, channel);
+    } finally {
+      channel.close();
+    }
+  }
+
+  async #begin({ record, arrival }: { record: InstanceRecord; arrival: Arrival }, args: VerbArgs<"move.run">): Promise<Departure> {
+    const { role, epoch } = record.ownership;
+    const expected = role === "owner" ? args.epoch - 1 : args.epoch;
+    if (role === "incoming" || epoch !== expected || arrival.epoch !== args.epoch) {
+      throw new CloudletError("CONFLICT", `${args.id} is ${role} at epoch ${epoch} here, and the move is for epoch ${args.epoch}`, {
+        fix: "run `pulumi refresh`, then `pulumi up`",
+      });
+    }
+    // how it came here is history now
+    await this.#files.forgetArrival(args.id);
+    const before = role === "released" ? await this.#files.departure(args.id) : undefined;
     const fresh: Departure = {
       epoch: args.epoch,
       self: args.self,
@@ -112,151 +132,179 @@ export class MoveSource {
       bytesSent: 0,
       bytesTotal: 0,
     };
-    const departure =
-      before?.epoch === args.epoch && record.ownership.role === "released" ? { ...before, target: args.target, route: args.route } : fresh;
-    await this.#write(args.id, departure);
+    // a relay ends with its operator, so what is written down is always the direct way
+    const departure: Departure = { ...fresh, ...before, target: args.target, route: args.route };
+    await this.#files.writeDeparture(args.id, departure);
     return departure;
   }
 
   /** From "runs here" to "released": everything that may fail comes before the release. */
-  async #handOver(
-    record: InstanceRecord,
-    departure: Departure,
-    way: { channel: MoveChannel; arrival: Arrival; context: JobContext },
-  ): Promise<void> {
-    const { channel, arrival, context } = way;
+  async #letGo(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
+    const { id } = record.spec;
     const opened = await this.#open(record);
+    await this.#supply(record, way);
+    const stoppedAt = Date.now();
+    try {
+      const sent = await this.#transfer(opened, departure, way);
+      await this.#files.writeDeparture(id, { ...departure, ...sent, stoppedAt });
+      // the point of no return: from here on only the target may run it
+      await this.#services.records.write({
+        ...record,
+        ownership: { epoch: departure.epoch, role: "released", peer: departure.target.node },
+        leaving: true,
+      });
+    } catch (error) {
+      throw await this.#takeBack(opened, error, way.context);
+    }
+    way.context.step("released");
+  }
+
+  /** Ownership has passed already, so a failure leaves everything as it is for the next attempt. */
+  async #sendAgain(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
+    if (way.arrival.phase === "sealed" && way.arrival.seal === departure.seal) return;
+    await this.#supply(record, way);
+    const sent = await this.#transfer(await this.#open(record), departure, way);
+    await this.#files.writeDeparture(record.spec.id, { ...departure, ...sent });
+  }
+
+  /** What the target's store lacks, while the guest still runs. */
+  async #supply(record: InstanceRecord, { channel, arrival, context }: Way): Promise<void> {
     for (const digest of arrival.needs) {
-      context.status(`sending ${digest === record.spec.base.digest ? "the base" : "the build"} to ${departure.target.node}`);
+      context.status(`sending the ${digest === record.spec.base.digest ? "base" : "build"} of ${record.spec.id}`);
       await channel.stream(`/v1/blobs/${digest}`, createReadStream(await this.#services.store.path(digest)), context.signal);
     }
     context.step("supplied");
-    const stoppedAt = Date.now();
-    try {
-      const parts = await this.#export(opened, departure.mode, context);
-      const recipes: Recipe[] = [];
-      for (const part of parts) recipes.push(await makeRecipe(part.name, part.path, part.format));
-      await this.#send(departure, { parts, recipes, channel, context });
-      context.step("sent");
-      const seal = sealOf(recipes);
-      context.status(`${departure.target.node} puts the cloudlet together`);
-      await channel.json(empty, { method: "POST", path: "/v1/seal", body: { seal }, timeoutMillis: sealMillis, signal: context.signal });
-      context.step("sealed");
-      const bytesTotal = recipes.reduce((sum, { bytes }) => sum + bytes, 0);
-      await this.#write(record.spec.id, { ...departure, seal, stoppedAt, bytesSent: channel.bytesSent, bytesTotal });
-    } catch (error) {
-      await this.#takeBack(opened, context);
-      throw error;
-    }
-    // the point of no return: from here on only the target may run it
-    await this.#services.records.write({ ...record, ownership: { epoch: departure.epoch, role: "released", peer: departure.target.node } });
-    context.step("released");
+  }
+
+  /** The guest is stopped, and the target has sealed exactly what it left. */
+  async #transfer(opened: Opened, departure: Departure, way: Way): Promise<Pick<Departure, "seal" | "bytesSent" | "bytesTotal">> {
+    const parts = await this.#export(opened, departure.mode, way.context);
+    const recipes: Recipe[] = [];
+    for (const part of parts) recipes.push(await makeRecipe(part.name, part.path, part.format));
+    const seal = sealOf(recipes);
+    await this.#persist(departure.target.node, way.context, async () => {
+      await this.#send(departure, { parts, recipes }, way);
+      way.context.step("sent");
+      way.context.status(`${departure.target.node} puts ${opened.record.spec.id} together`);
+      const call = { method: "POST", path: "/v1/seal", body: { seal }, timeoutMillis: sealMillis, signal: way.context.signal } as const;
+      await way.channel.json(empty, call);
+    });
+    way.context.step("sealed");
+    return { seal, bytesSent: way.channel.bytesSent, bytesTotal: recipes.reduce((sum, { bytes }) => sum + bytes, 0) };
   }
 
   async #open(record: InstanceRecord): Promise<Opened> {
-    return {
-      record,
-      driver: await this.#services.hypervisors.driver(record.spec.kind),
-      guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)),
-    };
+    const guest = await guestOf(this.#services, record, await imagesOf(this.#services, record));
+    return { record, driver: await this.#services.hypervisors.driver(record.spec.kind), guest };
   }
 
   async #export({ record, driver, guest }: Opened, mode: Departure["mode"], context: JobContext): Promise<FilePart[]> {
+    const { id, kind, state, stateFiles } = record.spec;
     const directory = join(guest.directory, "export");
     await mkdir(directory, { recursive: true });
     const parts: FilePart[] = [];
-    if (mode === "state" && record.spec.stateFiles.length > 0) {
-      context.status("copying the state files");
+    if (mode === "state" && stateFiles.length > 0) {
+      context.status(`copying the state of ${id}`);
       const path = join(directory, "state.tar");
       await pipeline(await driver.exportState(guest, context), createWriteStream(path));
       parts.push({ name: "state.tar", path, format: "tar" });
     }
-    context.status(`stopping ${record.spec.id}`);
-    // a suspended guest travels as it is: its memory is a file
-    if (record.spec.state !== "suspended" || mode === "state" || record.spec.kind === "lxd") await driver.stop(guest, context);
+    context.status(`stopping ${id}`);
+    // a suspended guest of QEMU travels as it is: its memory is a file
+    if (state !== "suspended" || mode === "state" || kind === "lxd") await driver.stop(guest, context);
     context.step("stopped");
     if (mode === "cold") parts.push(...(await driver.exportParts(guest, context)));
-    for (const [index, { id, hostPath }] of guest.volumes.entries()) {
-      const sizeMib = (await this.#services.volumes.read(id))?.spec.sizeMib ?? 0;
-      const raw = mode === "cold" && record.spec.kind === "kvm";
-      const name = `volume-${index}.${sizeMib}.${raw ? "raw" : "tar"}`;
-      const path = raw ? hostPath : join(directory, name);
-      if (!raw) await pipeline(await driver.readVolume(hostPath, context), createWriteStream(path));
-      parts.push({ name, path, format: raw ? "raw" : "tar" });
+    await mkdir(directory, { recursive: true });
+    for (const [index, volume] of guest.volumes.entries()) {
+      const sizeMib = (await this.#services.volumes.read(volume.id))?.spec.sizeMib ?? 0;
+      const format = mode === "cold" && kind === "kvm" ? "raw" : "tar";
+      const name = volumePartName(index, sizeMib, format);
+      const path = format === "raw" ? volume.hostPath : join(directory, name);
+      if (format === "tar") await pipeline(await driver.readVolume(volume.hostPath, context), createWriteStream(path));
+      parts.push({ name, path, format });
     }
     context.step("exported");
     return parts;
   }
 
-  /** Sends what the target lacks; a short break of the link is waited out, since a restart here would cost more. */
-  async #send(
-    departure: Departure,
-    work: { parts: FilePart[]; recipes: Recipe[]; channel: MoveChannel; context: JobContext },
-  ): Promise<void> {
-    const { parts, recipes, channel, context } = work;
-    for (let attempt = 1; ; attempt++) {
+  /** Sends what the target lacks. */
+  async #send(departure: Departure, { parts, recipes }: { parts: FilePart[]; recipes: Recipe[] }, way: Way): Promise<void> {
+    const { channel, context } = way;
+    const body = { mode: departure.mode, parts: recipes };
+    const call = { method: "PUT", path: "/v1/recipes", body, timeoutMillis: sealMillis, signal: context.signal } as const;
+    const { missing } = await channel.json(missingSchema, call);
+    if (missing.length === 0) return;
+    const wanted = new Set(missing);
+    context.status(`sending ${(bytesOf(recipes, wanted) / 1e6).toFixed(1)} MB to ${departure.target.node}`);
+    await channel.stream("/v1/pieces", compress(allFrames(parts, wanted)), context.signal);
+  }
+
+  async #persist(node: string, context: JobContext, attempt: () => Promise<void>): Promise<void> {
+    for (let count = 0; ; count++) {
       try {
-        const { missing } = await channel.json(missingSchema, {
-          method: "PUT",
-          path: "/v1/recipes",
-          body: { mode: departure.mode, parts: recipes },
-          timeoutMillis: sealMillis,
-          signal: context.signal,
-        });
-        if (missing.length === 0) return;
-        const wanted = new Set(missing);
-        const bytes = bytesOf(recipes, wanted);
-        context.status(`sending ${(bytes / 1e6).toFixed(1)} MB to ${departure.target.node}`);
-        await channel.stream("/v1/pieces", compress(allFrames(parts, wanted)), context.signal);
-        return;
+        return await attempt();
       } catch (error) {
-        const pause = pauses[attempt - 1];
-        if (codeOf(error) !== "UNREACHABLE" || attempt >= sendAttempts || pause === undefined) throw error;
-        context.status(`the link to ${departure.target.node} broke; trying again`);
+        const pause = pauses[count];
+        if (codeOf(error) !== "UNREACHABLE" || pause === undefined) throw error;
+        context.status(`the link to ${node} broke; trying again`);
         await sleep(pause, undefined, { signal: context.signal });
       }
     }
   }
 
-  /** Nothing was released, so this node is still the owner: the application goes on here. */
-  async #takeBack(opened: Opened, context: JobContext): Promise<void> {
-    const { record } = opened;
-    await rm(join(this.#services.records.directoryOf(record.spec.id), "export"), { recursive: true, force: true });
-    await rm(this.#file(record.spec.id), { force: true });
-    if (record.spec.state !== "running") return;
-    context.status("the move failed; starting the cloudlet here again");
-    // the job's own signal may be the reason for the failure
-    await bringTo(opened, { state: "running", restart: false }, { ...context, signal: AbortSignal.timeout(120_000) });
-    context.step("takenBack");
+  /** Nothing was released, so this node is still the owner: the application goes on here. Returns what the caller should throw. */
+  async #takeBack(opened: Opened, error: unknown, context: JobContext): Promise<unknown> {
+    const { id, state } = opened.record.spec;
+    const record = await this.#services.records.read(id);
+    // the release itself failed half-way: it may or may not last, so only the way forward is safe
+    if (record?.ownership.role !== "owner") return error;
+    try {
+      await removeExport(this.#services, id);
+      await this.#files.forgetDeparture(id);
+      context.status(`the move of ${id} failed; it goes on here`);
+      // the job's own signal may be the reason for the failure
+      await bringTo(opened, { state, restart: false }, { ...context, signal: AbortSignal.timeout(takeBackMillis) });
+      context.step("takenBack");
+      return error;
+    } catch (second) {
+      const [first, then] = [error, second].map((it) => (it instanceof Error ? it.message : String(it)));
+      return new CloudletError(codeOf(second), `the move of ${id} failed (${first}), and it could not be started here again: ${then}`);
+    }
   }
 
   /** From "released" to the end; safe to repeat from any point. */
   async #finish(id: string, channel: MoveChannel, context: JobContext): Promise<MoveReport> {
-    const record = await this.#services.records.read(id);
-    const departure = await this.#read(id);
-    if (!record || !departure?.seal) throw new CloudletError("BUG", `${id} was released without a seal`);
+    const [record, departure] = [await this.#services.records.read(id), await this.#files.departure(id)];
+    if (record === undefined || departure?.seal === undefined) throw new CloudletError("BUG", `${id} was released without a seal`);
     const { seal, epoch, target } = departure;
     context.status(`${target.node} starts ${id}`);
-    await channel.json(empty, { method: "POST", path: "/v1/activate", body: { seal, epoch } });
+    await this.#persist(target.node, context, async () => {
+      await channel.json(empty, { method: "POST", path: "/v1/activate", body: { seal, epoch } });
+    });
     context.step("activated");
-    await this.#watch(channel, record.spec.ready?.timeoutSeconds ?? 60);
-    const now = Date.now();
-    const report: MoveReport = {
-      mode: departure.mode,
-      from: departure.self,
-      to: target.node,
-      route: departure.route,
-      bytesSent: departure.bytesSent,
-      bytesAvoided: Math.max(0, departure.bytesTotal - departure.bytesSent),
-      totalMillis: now - departure.beganAt,
-      downtimeMillis: now - (departure.stoppedAt ?? now),
-    };
+    await this.#persist(target.node, context, () => this.#watch(channel, record.spec.ready?.timeoutSeconds ?? 60));
+    const report = reportOf(departure);
     context.step("answered");
-    await this.#discard(record, context);
-    await channel.json(empty, { method: "POST", path: "/v1/complete", body: { report } });
-    await rm(this.#file(id), { force: true });
+    await discardCopy(this.#services, record, context);
+    const { leaving: _, ...note } = record;
+    await this.#services.records.write({ ...note, lastMove: report });
     context.step("discarded");
+    await this.#files.writeDeparture(id, { ...departure, endedAt: Date.now() });
+    await this.#tell(id, report, channel);
     return report;
+  }
+
+  /** Tells the target how it went, after which nothing of the move is left on either node but the report. */
+  async #tell(id: string, report: MoveReport, channel: MoveChannel): Promise<void> {
+    try {
+      await channel.json(empty, { method: "POST", path: "/v1/complete", body: { report } });
+    } catch (error) {
+      const endedAt = (await this.#files.departure(id))?.endedAt ?? 0;
+      // it has heard already, and only its answer was lost
+      const heard = codeOf(error) === "UNAUTHORIZED" || codeOf(error) === "NOT_FOUND";
+      if (!heard && Date.now() - endedAt < reportMillis) throw error;
+    }
+    await this.#files.forgetDeparture(id);
   }
 
   async #watch(channel: MoveChannel, timeoutSeconds: number): Promise<void> {
@@ -265,42 +313,39 @@ export class MoveSource {
       const arrival = await channel.json(arrivalSchema, { method: "GET", path: "/v1/arrival" });
       if (arrival.phase === "ready") return;
       if (arrival.phase === "failed") {
-        const error = arrival.error;
-        throw new CloudletError("FAILED", `the cloudlet has moved and does not come up there: ${error?.message ?? "no reason given"}`, {
-          fix: error?.fix ?? "run `pulumi up` again",
-        });
+        throw new CloudletError(
+          "FAILED",
+          `the cloudlet has moved and does not come up there: ${arrival.error?.message ?? "no reason given"}`,
+          {
+            fix: arrival.error?.fix ?? "run `pulumi up` again",
+          },
+        );
       }
       await sleep(100);
     }
     throw new CloudletError("TIMEOUT", "the cloudlet has moved and did not answer there in time");
   }
+}
 
-  /** The copy goes; a note of where the cloudlet went stays. */
-  async #discard(record: InstanceRecord, context: JobContext): Promise<void> {
-    const { hypervisors, volumes, records, network } = this.#services;
-    const driver = await hypervisors.driver(record.spec.kind);
-    await driver.remove(await guestOf(this.#services, record), context);
-    for (const { id } of record.spec.volumes) {
-      const volume = await volumes.read(id);
-      if (volume?.place !== "here") continue;
-      await volumes.write({ ...volume, place: "gone", peer: record.ownership.peer });
-      await rm(volumes.dataPath(id), { recursive: true, force: true });
-    }
-    await rm(join(this.#services.records.directoryOf(record.spec.id), "export"), { recursive: true, force: true });
-    await network.publish(await records.list());
-  }
+/** How this very move ended, where it has. */
+function endOf({ ownership, leaving, lastMove }: InstanceRecord, args: VerbArgs<"move.run">): MoveReport | undefined {
+  return ownership.role === "released" && ownership.epoch === args.epoch && leaving !== true && lastMove?.to === args.target.node
+    ? lastMove
+    : undefined;
+}
 
-  #file(id: string): string {
-    return departureFile(this.#services, id);
-  }
-
-  #read(id: string): Promise<Departure | undefined> {
-    return readJson(this.#file(id), departureSchema);
-  }
-
-  #write(id: string, departure: Departure): Promise<void> {
-    return writeDurably(this.#file(id), JSON.stringify(departure), 0o600);
-  }
+function reportOf({ mode, self, target, route, bytesSent, bytesTotal, beganAt, stoppedAt }: Departure): MoveReport {
+  const now = Date.now();
+  return {
+    mode,
+    from: self,
+    to: target.node,
+    route,
+    bytesSent,
+    bytesAvoided: Math.max(0, bytesTotal - bytesSent),
+    totalMillis: now - beganAt,
+    downtimeMillis: now - (stoppedAt ?? now),
+  };
 }
 
 async function* allFrames(parts: FilePart[], wanted: Set<string>): AsyncGenerator<Buffer> {

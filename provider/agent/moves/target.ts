@@ -1,94 +1,95 @@
-import { createReadStream } from "node:fs";
-import { mkdir, open, rm } from "node:fs/promises";
 import { networkInterfaces } from "node:os";
-import { join } from "node:path";
 import type { Readable } from "node:stream";
-import { z } from "zod";
 import { CloudletError } from "../../core/errors.ts";
-import type { Driver } from "../../hypervisors/types.ts";
-import { readJson, writeDurably } from "../durable.ts";
-import { toJobError, type JobContext } from "../jobs.ts";
-import { dataPort, digestSchema, jobErrorSchema, type InstanceSpec, type MoveReport, type VerbArgs, type VerbResult } from "../protocol.ts";
 import { checkPorts } from "../instanceApply.ts";
 import { bringTo, guestOf, imagesOf } from "../instances.ts";
+import { toJobError, type JobContext } from "../jobs.ts";
+import type { InstanceSpec, MoveReport, VerbResult } from "../protocol.ts";
 import { allocateNetwork, type InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
-import { Assembly, type Source } from "./assembly.ts";
-import { decompressFile, decompressTo } from "./compression.ts";
+import { Assembly } from "./assembly.ts";
+import { decompressTo } from "./compression.ts";
+import { discardCopy, forgetArrived } from "./copies.ts";
 import { DataServer, newToken, tokenMatches, type Receiver } from "./dataServer.ts";
-import { recipeSchema, sealOf, type Recipe } from "./recipe.ts";
+import { MoveFiles, type ArrivalFile } from "./files.ts";
+import { makeArrived, takeVolumes, withBase } from "./making.ts";
+import { sealOf, type Recipe } from "./recipe.ts";
 import type { Arrival } from "./wire.ts";
 
-const arrivalFileSchema = z.object({
-  epoch: z.int(),
-  from: z.string(),
-  token: digestSchema.describe("SHA-256 of the one-time token."),
-  phase: z.enum(["prepared", "sealed", "starting", "ready", "failed"]),
-  mode: z.enum(["cold", "state"]).optional(),
-  parts: z.array(recipeSchema).optional(),
-  seal: digestSchema.optional(),
-  error: jobErrorSchema.optional(),
-});
-type ArrivalFile = z.infer<typeof arrivalFileSchema>;
+/** What a target gets done, in this order. */
+export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
+export type ArrivalStep = (typeof arrivalSteps)[number];
+
+export interface TargetOptions {
+  port: number;
+  /** Called when a step is durable. */
+  onStep(step: ArrivalStep): void;
+}
+
+/** A run that was asked for again must not cut off the one that is under way. */
+const keptTokens = 4;
 
 /** The receiving half of a move: it takes everything in, makes the stopped guest, and starts it only when it is told that the source has let go. */
 export class MoveTarget implements Receiver {
   readonly #services: Services;
+  readonly #options: TargetOptions;
+  readonly #files: MoveFiles;
   readonly #server: DataServer;
   readonly #assemblies = new Map<string, Assembly>();
 
-  constructor(services: Services) {
+  constructor(services: Services, options: TargetOptions) {
     this.#services = services;
-    this.#server = new DataServer(services.root, this);
+    this.#options = options;
+    this.#files = new MoveFiles(services.root);
+    this.#server = new DataServer(services.root, options.port, this);
   }
 
   /** Reserves the place and opens the data port. Asked again for the same epoch it goes on where the transfer was. */
-  async prepare({ spec, epoch, from }: VerbArgs<"move.prepare">, context: JobContext): Promise<VerbResult<"move.prepare">> {
-    const { records, hypervisors } = this.#services;
-    const record = await records.read(spec.id);
-    const owned = record?.ownership.role === "owner";
-    if (record && record.spec.owner !== spec.owner)
-      throw new CloudletError("CONFLICT", `${spec.id} on this node belongs to ${record.spec.owner}`);
-    if (record && owned && record.ownership.epoch !== epoch) {
-      throw new CloudletError("CONFLICT", `this node already runs ${spec.id}, at epoch ${record.ownership.epoch}`, {
-        fix: "run `pulumi refresh` to see where the cloudlet is",
-      });
-    }
-    if (record && !owned && record.ownership.epoch > epoch)
-      throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${record.ownership.epoch}, and ${epoch} is older`);
-    await hypervisors.driver(spec.kind);
-    if (!owned) {
-      if (record?.ownership.epoch !== epoch) await rm(this.#incoming(spec.id), { recursive: true, force: true });
-      await this.#reserve(spec, { epoch, role: "incoming", peer: from }, record);
-    }
-    const { token, digest } = newToken();
-    const before = await this.#read(spec.id);
-    const resumed: ArrivalFile =
-      before?.epoch === epoch ? { ...before, token: digest } : { epoch, from, token: digest, phase: owned ? "ready" : "prepared" };
-    await this.#write(spec.id, resumed);
-    const certificate = await this.#server.open();
-    context.step("prepared");
-    return { addresses: ownAddresses(), port: dataPort, certificate, token };
+  async prepare(
+    { spec, epoch, from }: { spec: InstanceSpec; epoch: number; from: string },
+    context: JobContext,
+  ): Promise<VerbResult<"move.prepare">> {
+    return this.#inTurn(spec.id, async () => {
+      const record = await this.#services.records.read(spec.id);
+      const owned = record?.ownership.role === "owner";
+      checkPrepare({ spec, epoch }, record);
+      await this.#services.hypervisors.driver(spec.kind);
+      if (!owned) await this.#makeRoom(spec, { epoch, from, record }, context);
+      const { token, digest } = newToken();
+      const before = await this.#files.arrival(spec.id);
+      const fresh: ArrivalFile = { epoch, from, tokens: [], phase: owned ? "ready" : "prepared" };
+      const arrival = before?.epoch === epoch ? before : fresh;
+      await this.#files.writeArrival(spec.id, { ...arrival, tokens: [digest, ...arrival.tokens].slice(0, keptTokens) });
+      const certificate = await this.#server.open();
+      context.step("prepared");
+      return { addresses: ownAddresses(), port: this.#options.port, certificate, token };
+    });
   }
 
   /** Forgets a copy that was never activated. */
   async cancel(id: string, context: JobContext): Promise<void> {
-    const record = await this.#services.records.read(id);
-    if (record?.ownership.role !== "incoming") return;
-    const driver = await this.#services.hypervisors.driver(record.spec.kind);
-    await driver.remove(await guestOf(this.#services, record), context);
-    await this.#services.records.remove(id);
-    await this.#closeWhenIdle();
-    context.step("cancelled");
+    await this.#inTurn(id, async () => {
+      const record = await this.#services.records.read(id);
+      if (record?.ownership.role !== "incoming") return;
+      this.#endAssembly(id);
+      await forgetArrived(this.#services, this.#files, { record, context });
+      await this.#closeWhenIdle();
+      context.step("cancelled");
+    });
   }
 
   /** After a restart of the agent: the port is open again for moves that are under way, and a start that was cut short is finished. */
   async resume(context: JobContext): Promise<void> {
     for (const record of await this.#services.records.list()) {
-      const arrival = await this.#read(record.spec.id);
-      if (arrival === undefined) continue;
-      await this.#server.open();
-      if (record.ownership.role === "owner" && arrival.phase !== "ready") this.#start(record, arrival, context);
+      const { id } = record.spec;
+      try {
+        const arrival = await this.#files.arrival(id);
+        if (arrival === undefined) continue;
+        await this.#server.open();
+        if (record.ownership.role === "owner" && arrival.phase !== "ready") this.#start(id, context);
+      } catch (error) {
+        context.status(`the arrival of ${id} waits: ${error instanceof Error ? error.message : String(error)}`);
+      }
     }
   }
 
@@ -97,8 +98,8 @@ export class MoveTarget implements Receiver {
   }
 
   async authorize(id: string, token: string): Promise<boolean> {
-    const arrival = id === "" ? undefined : await this.#read(id).catch(() => undefined);
-    return arrival !== undefined && tokenMatches(token, arrival.token);
+    const arrival = id === "" ? undefined : await this.#files.arrival(id).catch(() => undefined);
+    return arrival?.tokens.some((digest) => tokenMatches(token, digest)) === true;
   }
 
   async arrival(id: string): Promise<Arrival> {
@@ -106,77 +107,125 @@ export class MoveTarget implements Receiver {
     const blobs = [record.spec.base.digest, ...(record.spec.build ? [record.spec.build.digest] : [])];
     const needs: string[] = [];
     for (const digest of blobs) if (!(await this.#services.store.has(digest))) needs.push(digest);
-    return {
-      phase: arrival.phase,
-      epoch: arrival.epoch,
-      kind: record.spec.kind,
-      needs,
-      ...(arrival.seal && { seal: arrival.seal }),
-      ...(arrival.error && { error: arrival.error }),
-    };
+    const { phase, epoch, seal, error } = arrival;
+    return { phase, epoch, kind: record.spec.kind, needs, ...(seal !== undefined && { seal }), ...(error !== undefined && { error }) };
   }
 
   async supply(id: string, digest: string, body: Readable): Promise<void> {
     const { record } = await this.#both(id);
-    if (digest !== record.spec.base.digest && digest !== record.spec.build?.digest)
+    if (digest !== record.spec.base.digest && digest !== record.spec.build?.digest) {
       throw new CloudletError("REFUSED", `${id} does not need ${digest}`);
+    }
     await this.#services.store.put(digest, () => body);
+    this.#options.onStep("supplied");
   }
 
   async begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]> {
-    const { record, arrival } = await this.#both(id);
-    if (record.ownership.role !== "incoming")
-      throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
-    if (arrival.phase === "sealed" && arrival.seal === sealOf(parts)) return [];
-    const bytes = parts.reduce((sum, part) => sum + part.bytes, 0);
-    await this.#services.store.requireSpace(bytes);
-    await this.#write(id, { ...arrival, phase: "prepared", mode, parts, seal: undefined });
-    const assembly = new Assembly(this.#incoming(id));
-    this.#assemblies.set(id, assembly);
-    return this.#withBase(record, (sources) => assembly.begin(parts, sources));
+    return this.#inTurn(id, async () => {
+      const { record, arrival } = await this.#both(id);
+      if (record.ownership.role !== "incoming") {
+        throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
+      }
+      if (arrival.phase === "sealed" && arrival.seal === sealOf(parts)) return [];
+      await this.#services.store.requireSpace(parts.reduce((sum, part) => sum + part.bytes, 0));
+      const { seal: _, ...rest } = arrival;
+      await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode, parts });
+      this.#endAssembly(id);
+      const directory = this.#files.incoming(id);
+      const assembly = new Assembly(directory);
+      const missing = await withBase(this.#services, { record, directory }, (sources) => assembly.begin(parts, sources));
+      this.#assemblies.set(id, assembly);
+      this.#options.onStep("begun");
+      return missing;
+    });
   }
 
   async receive(id: string, body: Readable): Promise<void> {
     const assembly = this.#assemblies.get(id);
     if (assembly === undefined) throw new CloudletError("UNREACHABLE", "the agent was restarted during the transfer");
     await decompressTo(body, (plain) => assembly.receive(plain));
+    this.#options.onStep("received");
   }
 
   async seal(id: string, seal: string): Promise<void> {
-    await this.#services.lock.run(`arrival:${id}`, async () => {
+    await this.#inTurn(id, async () => {
       const { record, arrival } = await this.#both(id);
-      if (arrival.phase === "sealed" && arrival.seal === seal) return;
-      if (!arrival.parts || !arrival.mode || sealOf(arrival.parts) !== seal)
-        throw new CloudletError("CONFLICT", `${id} is sealed for something that was not sent`);
-      await new Assembly(this.#incoming(id)).seal(arrival.parts);
-      await this.#make(record, arrival.mode, arrival.parts);
-      await this.#write(id, { ...arrival, phase: "sealed", seal });
+      if (arrival.seal === seal && arrival.phase !== "prepared") return;
+      const { mode, parts } = arrival;
+      if (parts === undefined || mode === undefined || sealOf(parts) !== seal) {
+        throw new CloudletError("CONFLICT", `${id} is sealed for something that was not sent`, { fix: "run `pulumi up` again" });
+      }
+      this.#endAssembly(id);
+      const directory = this.#files.incoming(id);
+      await new Assembly(directory).seal(parts);
+      await makeArrived(this.#services, record, { directory, mode, parts });
+      this.#options.onStep("made");
+      await this.#files.writeArrival(id, { ...arrival, phase: "sealed", seal });
+      this.#options.onStep("sealed");
     });
   }
 
   async activate(id: string, seal: string, epoch: number): Promise<void> {
-    const { record, arrival } = await this.#both(id);
-    if (arrival.epoch !== epoch || arrival.seal !== seal)
-      throw new CloudletError("CONFLICT", `${id} was sealed for another state than the one it should be started from`);
-    if (arrival.phase === "starting" || arrival.phase === "ready") return;
-    const owned: InstanceRecord = {
-      ...record,
-      ownership: { epoch, role: "owner", peer: arrival.from },
-      complete: true,
-      restartPending: false,
-      builtFrom: record.spec.base.digest,
-    };
-    await this.#services.records.write(owned);
-    this.#start(owned, arrival, { signal: new AbortController().signal, step: () => {}, status: () => {} });
+    await this.#inTurn(id, async () => {
+      const { record, arrival } = await this.#both(id);
+      if (arrival.epoch !== epoch) throw new CloudletError("CONFLICT", `${id} arrives here at epoch ${arrival.epoch}, not at ${epoch}`);
+      if (arrival.phase === "starting" || arrival.phase === "ready") return;
+      if (arrival.phase === "prepared" || arrival.seal !== seal) {
+        throw new CloudletError("CONFLICT", `${id} was sealed here for another state than the one it should be started from`, {
+          fix: "run `pulumi up` again",
+        });
+      }
+      if (record.ownership.role !== "owner") await this.#own(record, arrival);
+      this.#options.onStep("owned");
+      const { error: _, ...rest } = arrival;
+      await this.#files.writeArrival(id, { ...rest, phase: "starting" });
+      this.#options.onStep("activated");
+    });
+    this.#start(id, { signal: new AbortController().signal, step: () => undefined, status: () => undefined });
   }
 
   async complete(id: string, report: MoveReport): Promise<void> {
-    const { record } = await this.#both(id);
-    await this.#services.records.write({ ...record, lastMove: report });
-    await rm(this.#incoming(id), { recursive: true, force: true });
-    await rm(this.#file(id), { force: true });
-    this.#assemblies.delete(id);
-    await this.#closeWhenIdle();
+    // the record is also what an operation on the cloudlet writes
+    await this.#services.lock.run(`instance:${id}`, () =>
+      this.#inTurn(id, async () => {
+        const { record } = await this.#both(id);
+        await this.#services.records.write({ ...record, lastMove: report });
+        await this.#files.forgetArrival(id);
+        await this.#closeWhenIdle();
+        this.#options.onStep("completed");
+      }),
+    );
+  }
+
+  async #own(record: InstanceRecord, { epoch, from, parts = [] }: ArrivalFile): Promise<void> {
+    await takeVolumes(this.#services, record, parts);
+    await this.#services.records.write({
+      ...record,
+      ownership: { epoch, role: "owner", peer: from },
+      complete: true,
+      restartPending: false,
+      builtFrom: record.spec.base.digest,
+    });
+  }
+
+  /** Nothing that an earlier stay or an earlier attempt has left may mix with what arrives. */
+  async #makeRoom(
+    spec: InstanceSpec,
+    { epoch, from, record }: { epoch: number; from: string; record: InstanceRecord | undefined },
+    context: JobContext,
+  ): Promise<void> {
+    const { volumes } = this.#services;
+    // whoever owns it at a later epoch has activated the one that left here
+    if (record?.leaving === true) await discardCopy(this.#services, record, context);
+    const again = record?.ownership.role === "incoming" && record.ownership.epoch === epoch;
+    if (!again) await this.#files.forget(spec.id);
+    for (const { id } of again ? [] : spec.volumes) {
+      if ((await volumes.read(id))?.place !== "here") continue;
+      throw new CloudletError("REFUSED", `${spec.id} brings volume ${id}, and this node has another one of that name`, {
+        fix: "remove or rename the volume on the node where the cloudlet should go",
+      });
+    }
+    await this.#reserve(spec, { epoch, role: "incoming", peer: from }, record);
   }
 
   /** One step that no other claim of a port or an address can get between. */
@@ -191,108 +240,66 @@ export class MoveTarget implements Receiver {
   }
 
   /** In the background: the source watches the arrival, and its operator through it. */
-  #start(record: InstanceRecord, arrival: ArrivalFile, context: JobContext): void {
-    const { id } = record.spec;
-    const note = (change: Partial<ArrivalFile>) => this.#write(id, { ...arrival, ...change });
+  #start(id: string, context: JobContext): void {
+    const { services, note } = { services: this.#services, note: this.#note.bind(this) };
     const work = async (): Promise<void> => {
-      await note({ phase: "starting", error: undefined });
-      await this.#services.network.publish(await this.#services.records.list());
-      const opened = {
-        record,
-        driver: await this.#services.hypervisors.driver(record.spec.kind),
-        guest: await guestOf(this.#services, record, await imagesOf(this.#services, record)),
-      };
+      const record = await services.records.read(id);
+      if (record?.ownership.role !== "owner" || (await this.#files.arrival(id))?.phase === "ready") return;
+      await note(id, { phase: "starting" });
+      await services.network.publish(await services.records.list());
+      const guest = await guestOf(services, record, await imagesOf(services, record));
+      const opened = { record, driver: await services.hypervisors.driver(record.spec.kind), guest };
       await bringTo(opened, { state: record.spec.state, restart: false }, context);
-      await note({ phase: "ready" });
+      this.#options.onStep("up");
+      await note(id, { phase: "ready" });
+      this.#options.onStep("ready");
     };
-    void this.#services.lock.run(`instance:${id}`, work).catch(async (error: unknown) => {
-      await note({ phase: "failed", error: toJobError(error) }).catch(() => {});
+    void services.lock.run(`instance:${id}`, work).catch(async (error: unknown) => {
+      await note(id, { phase: "failed", error: toJobError(error) }).catch(() => undefined);
     });
   }
 
-  /** The stopped guest, from the assembled files. */
-  async #make(record: InstanceRecord, mode: "cold" | "state", parts: Recipe[]): Promise<void> {
-    const { volumes, hypervisors } = this.#services;
-    const progress = { signal: AbortSignal.timeout(15 * 60_000), status: () => {} };
-    const driver = await hypervisors.driver(record.spec.kind);
-    const incoming = this.#incoming(record.spec.id);
-    for (const [index, { id }] of record.spec.volumes.entries()) {
-      const part = parts.find(({ name }) => name.startsWith(`volume-${index}.`));
-      const known = await volumes.read(id);
-      if (part === undefined) throw new CloudletError("INTEGRITY", `volume ${id} of ${record.spec.id} was not sent`);
-      const sizeMib = Number(/^volume-\d+\.(\d+)\./.exec(part.name)?.[1] ?? 0);
-      const spec = known?.spec ?? { id, owner: record.spec.owner, kind: record.spec.kind, sizeMib };
-      await this.#placeVolume(
-        driver,
-        { path: join(incoming, part.name), raw: part.name.endsWith(".raw"), to: volumes.dataPath(id), sizeMib },
-        progress,
-      );
-      await volumes.write({ spec: { ...spec, kind: record.spec.kind, sizeMib }, place: "here" });
-    }
-    const guest = await guestOf(this.#services, record, await imagesOf(this.#services, record));
-    if (mode === "cold") {
-      await driver.importParts(guest, incoming, progress);
-      await driver.ensure(guest, progress);
-    } else {
-      await driver.remove(guest, progress);
-      await mkdir(guest.directory, { recursive: true });
-      await driver.ensure(guest, progress);
-      const state = parts.find(({ name }) => name === "state.tar");
-      if (state) await driver.importState(guest, createReadStream(join(incoming, state.name)), progress);
-    }
+  async #note(id: string, change: Pick<ArrivalFile, "phase" | "error">): Promise<void> {
+    await this.#inTurn(id, async () => {
+      const arrival = await this.#files.arrival(id);
+      if (arrival !== undefined) await this.#files.writeArrival(id, { ...arrival, ...change });
+    });
   }
 
-  async #placeVolume(
-    driver: Driver,
-    volume: { path: string; raw: boolean; to: string; sizeMib: number },
-    progress: { signal: AbortSignal; status(text: string): void },
-  ): Promise<void> {
-    await mkdir(join(volume.to, ".."), { recursive: true, mode: 0o755 });
-    if (!volume.raw) return driver.writeVolume(volume.to, volume.sizeMib, createReadStream(volume.path), progress);
-    // made first for its owner and mode, then given the content
-    await driver.createVolume(volume.to, volume.sizeMib, progress);
-    await overwrite(volume.path, volume.to);
+  #inTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
+    return this.#services.lock.run(`arrival:${id}`, work);
   }
 
-  /** Files in which pieces of an archive may be: the base, unpacked from its compression for the time of the search. */
-  async #withBase<T>(record: InstanceRecord, use: (sources: Source[]) => Promise<T>): Promise<T> {
-    const digest = record.spec.base.digest;
-    if (record.spec.kind !== "lxd" || !(await this.#services.store.has(digest))) return use([]);
-    const plain = join(this.#incoming(record.spec.id), "base.plain");
-    await mkdir(this.#incoming(record.spec.id), { recursive: true });
-    try {
-      await decompressFile(await this.#services.store.path(digest), plain);
-      return await use([{ path: plain, format: "tar" }]);
-    } finally {
-      await rm(plain, { force: true });
-    }
+  #endAssembly(id: string): void {
+    this.#assemblies.get(id)?.end();
+    this.#assemblies.delete(id);
   }
 
   async #both(id: string): Promise<{ record: InstanceRecord; arrival: ArrivalFile }> {
-    const [record, arrival] = await Promise.all([this.#services.records.read(id), this.#read(id)]);
+    const [record, arrival] = await Promise.all([this.#services.records.read(id), this.#files.arrival(id)]);
     if (record === undefined || arrival === undefined) throw new CloudletError("NOT_FOUND", `no move of ${id} is expected on this node`);
     return { record, arrival };
   }
 
   async #closeWhenIdle(): Promise<void> {
-    for (const record of await this.#services.records.list()) if (await this.#read(record.spec.id)) return;
+    for (const record of await this.#services.records.list()) if (await this.#files.arrival(record.spec.id)) return;
     this.#server.close();
   }
+}
 
-  #incoming(id: string): string {
-    return join(this.#services.records.directoryOf(id), "incoming");
+function checkPrepare({ spec, epoch }: { spec: InstanceSpec; epoch: number }, record: InstanceRecord | undefined): void {
+  if (record === undefined) return;
+  const { role, epoch: known } = record.ownership;
+  if (record.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `${spec.id} on this node belongs to ${record.spec.owner}`);
+  if (role === "owner" && known !== epoch) {
+    throw new CloudletError("CONFLICT", `this node already runs ${spec.id}, at epoch ${known}`, {
+      fix: "run `pulumi refresh` to see where the cloudlet is",
+    });
   }
-
-  #file(id: string): string {
-    return join(this.#services.records.directoryOf(id), "arrival.json");
-  }
-
-  #read(id: string): Promise<ArrivalFile | undefined> {
-    return readJson(this.#file(id), arrivalFileSchema);
-  }
-
-  #write(id: string, arrival: { [K in keyof ArrivalFile]: ArrivalFile[K] | undefined }): Promise<void> {
-    return writeDurably(this.#file(id), JSON.stringify(arrival), 0o600);
+  if (known > epoch || (role === "released" && known === epoch)) {
+    throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${known}, so a move at epoch ${epoch} is out of date`, {
+      fix: "run `pulumi refresh` to see where the cloudlet is",
+    });
   }
 }
 
@@ -303,18 +310,4 @@ function ownAddresses(): string[] {
     .flatMap(([, addresses]) => addresses ?? [])
     .filter(({ internal, address }) => !internal && !address.startsWith("fe80:"))
     .map(({ address }) => address);
-}
-
-async function overwrite(from: string, to: string): Promise<void> {
-  const target = await open(to, "r+");
-  try {
-    let position = 0;
-    for await (const chunk of createReadStream(from, { highWaterMark: 1024 * 1024 })) {
-      await target.write(chunk, 0, chunk.length, position);
-      position += chunk.length;
-    }
-    await target.sync();
-  } finally {
-    await target.close();
-  }
 }

@@ -2,7 +2,7 @@ import type { JobContext } from "../jobs.ts";
 import type { Services } from "../services.ts";
 import type { VerbTable } from "../verbs.ts";
 import { MoveSource } from "./source.ts";
-import { MoveTarget } from "./target.ts";
+import { MoveTarget, type TargetOptions } from "./target.ts";
 
 const resumeEveryMillis = 5_000;
 
@@ -14,29 +14,13 @@ export interface Moves {
   close(): void;
 }
 
-export function createMoves(services: Services): Moves {
+export function createMoves(services: Services, options: TargetOptions): Moves {
   const source = new MoveSource(services);
-  const target = new MoveTarget(services);
+  const target = new MoveTarget(services, options);
   const ended = new AbortController();
   let timer: NodeJS.Timeout | undefined;
   return {
-    verbs: {
-      "move.prepare": {
-        keys: ({ spec }) => [`instance:${spec.id}`],
-        perform: (_services, args, context) => target.prepare(args, context),
-      },
-      "move.run": {
-        keys: ({ id }) => [`instance:${id}`],
-        perform: (_services, args, context) => source.run(args, context),
-      },
-      "move.cancel": {
-        keys: ({ id }) => [`instance:${id}`],
-        async perform(_services, { id }, context) {
-          await target.cancel(id, context);
-          return {};
-        },
-      },
-    },
+    verbs: verbsOf(source, target),
     async resume(log) {
       const context: JobContext = { signal: ended.signal, step: () => {}, status: log };
       await target.resume(context);
@@ -55,6 +39,38 @@ export function createMoves(services: Services): Moves {
       ended.abort();
       clearTimeout(timer);
       target.close();
+    },
+  };
+}
+
+function verbsOf(source: MoveSource, target: MoveTarget): VerbTable {
+  return {
+    "move.prepare": {
+      keys: ({ spec }) => [`instance:${spec.id}`],
+      perform: (_services, args, context) => target.prepare(args, context),
+    },
+    "move.run": {
+      keys: ({ id }) => [`instance:${id}`],
+      perform: (_services, args, context) => source.run(args, context),
+    },
+    "hypervisor.remove": {
+      keys: () => [],
+      async perform(all, { owner }, context) {
+        // a copy that never became this node's own must not keep its hypervisor; its owner has the original
+        for (const { spec, ownership } of await all.records.list()) {
+          if (ownership.role !== "incoming" || spec.owner !== owner) continue;
+          await all.lock.run(`instance:${spec.id}`, () => target.cancel(spec.id, context));
+        }
+        await all.lock.run("hypervisor", () => all.hypervisors.remove(owner, context), context.signal);
+        return {};
+      },
+    },
+    "move.cancel": {
+      keys: ({ id }) => [`instance:${id}`],
+      async perform(_services, { id }, context) {
+        await target.cancel(id, context);
+        return {};
+      },
     },
   };
 }

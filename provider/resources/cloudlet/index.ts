@@ -27,7 +27,7 @@ export const cloudlet = defineResource({
   },
 
   async apply(want, old, context) {
-    if (old !== undefined && old.hypervisor !== want.hypervisor) await move(want, old, context);
+    const finish = old !== undefined && old.hypervisor !== want.hypervisor ? await move(want, old, context) : undefined;
     const agent = await context.agent(want.connection);
     await supply(want, context);
     const fresh = old === undefined;
@@ -36,6 +36,7 @@ export const cloudlet = defineResource({
       { spec: toSpec(want), fresh },
       { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) },
     );
+    await finish?.();
   },
 
   async remove(have, context) {
@@ -101,7 +102,7 @@ async function supply(want: Inputs, context: Context): Promise<void> {
 function toState(known: Inputs, found: InstanceStatus): State {
   const { spec, ownership } = found;
   const here = parseHypervisor(known.hypervisor);
-  const away = ownership.role === "released" && ownership.peer !== undefined;
+  const away = ownership.role === "released" && ownership.peer !== undefined && found.leaving !== true;
   const hypervisor = away ? `${ownership.peer}/${spec.kind}` : known.hypervisor;
   const first = spec.ports[0];
   return {
@@ -117,7 +118,7 @@ function toState(known: Inputs, found: InstanceStatus): State {
     endpoint: first ? `${known.nodeAddress}:${first.hostPort}` : "",
     address: found.address,
     node: away ? (ownership.peer ?? here.node) : here.node,
-    status: away ? `moved to ${ownership.peer}` : found.status,
+    status: ownership.role === "released" ? `${away ? "moved" : "moving"} to ${ownership.peer ?? "another node"}` : found.status,
     imageDigest: found.imageDigest,
     accelerator: found.accelerator,
     ...(found.lastMove && { lastMove: found.lastMove }),

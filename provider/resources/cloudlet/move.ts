@@ -1,7 +1,7 @@
-import { dataPort, type MoveReport, type MoveTarget } from "../../agent/protocol.ts";
+import { dataPort, type InstanceStatus } from "../../agent/protocol.ts";
 import type { AgentClient, CallOptions } from "../../agent/clientTypes.ts";
 import type { Context } from "../../core/context.ts";
-import { CloudletError, codeOf } from "../../core/errors.ts";
+import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import type { RemoteHost } from "../../transport/types.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs, State } from "./fields.ts";
@@ -10,50 +10,74 @@ import { idOf, toSpec } from "./spec.ts";
 /**
  * Moves a cloudlet from where the state says it is to where the program wants it. Ownership passes between the two
  * agents, who finish a move that has begun even when this process dies; run again, it joins or continues that move.
+ * Returns what is left to do once the cloudlet is as declared: one that does not come up as it is may need that first.
  */
-export async function move(want: Inputs, old: Inputs & Partial<State>, context: Context): Promise<void> {
+export async function move(want: Inputs, old: Inputs & Partial<State>, context: Context): Promise<(() => Promise<void>) | undefined> {
   const id = idOf(want);
   const from = parseHypervisor(old.hypervisor).node;
   const to = parseHypervisor(want.hypervisor).node;
   const target = await context.agent(want.connection);
   const there = await target.instance(id);
-  const source = await sourceAgent({ id, old, arrived: there?.ownership.role === "owner" }, context);
-  if (source === undefined) return;
+  const arrived = there?.ownership.role === "owner";
+  const source = await sourceAgent({ id, old, arrived }, context);
+  if (source === undefined) return undefined;
 
   const here = await source.instance(id);
-  if (
-    here === undefined ||
-    (here.ownership.role === "released" && here.ownership.peer === to && there?.ownership.role === "owner" && here.status === "missing")
-  ) {
-    if (there?.ownership.role === "owner") return;
+  if (here?.ownership.role === "released" && here.ownership.peer !== to) {
+    throw new CloudletError("REFUSED", `cloudlet "${id}" is on ${here.ownership.peer} now`, {
+      fix: `set hypervisor to the one on ${here.ownership.peer} and run \`pulumi up\`, then move it from there`,
+    });
+  }
+  if (here === undefined || (here.ownership.role === "released" && here.leaving !== true)) {
+    if (arrived) return undefined;
     throw new CloudletError("NOT_FOUND", `neither ${from} nor ${to} has cloudlet "${id}"`, {
       fix: "run `pulumi refresh`, which will drop it from the state, then `pulumi up` to make it anew",
     });
   }
-  if (here.ownership.role === "released" && here.ownership.peer !== to) {
-    throw new CloudletError("REFUSED", `cloudlet "${id}" has moved from ${from} to ${here.ownership.peer}`, {
-      fix: `set hypervisor to the one on ${here.ownership.peer} and run \`pulumi up\`, then move it from there`,
+  const hand = () => handOver({ id, from, to, here, source, target }, { want, old }, context);
+  if (here.ownership.role === "owner" || !arrived) return hand().then(() => undefined);
+  return () =>
+    hand().catch((error: unknown) => {
+      context.warn(`${from} still keeps its copy of "${id}", stopped, and removes it by itself: ${describeError(error)}`);
     });
-  }
+}
 
-  const spec = here.spec.kind === toSpec(want).kind ? { ...here.spec, ports: toSpec(want).ports } : toSpec(want);
+interface Ends {
+  id: string;
+  from: string;
+  to: string;
+  /** What the source has. */
+  here: InstanceStatus;
+  source: AgentClient;
+  target: AgentClient;
+}
+
+async function handOver(
+  { id, from, to, here, source, target }: Ends,
+  { want, old }: { want: Inputs; old: Inputs },
+  context: Context,
+): Promise<void> {
+  const declared = toSpec(want);
+  // what comes along is what is there; how to tell that it answers may have been corrected since
+  const spec =
+    here.spec.kind === declared.kind
+      ? { ...here.spec, ports: declared.ports, ready: declared.ready }
+      : { ...declared, volumes: here.spec.volumes };
   const epoch = here.ownership.role === "released" ? here.ownership.epoch : here.ownership.epoch + 1;
   const follow: CallOptions = { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) };
   context.status(`moving ${id} from ${from} to ${to}: preparing`);
   const prepared = await target.run("move.prepare", { spec, epoch, from }, follow);
-  const run = (route: MoveReport["route"], way: Omit<MoveTarget, "node">) =>
-    source.run("move.run", { id, epoch, self: from, target: { node: to, ...way }, route }, { ...follow, timeoutMillis: 3_600_000 });
-  const addresses = [want.nodeAddress, want.connection.host, ...prepared.addresses].filter(
-    (address, index, all) => all.indexOf(address) === index,
-  );
+  const addresses = [...new Set([want.nodeAddress, want.connection.host, ...prepared.addresses])];
+  const args = { id, epoch, self: from, target: { node: to, ...prepared, addresses } };
+  const options = { ...follow, timeoutMillis: 3_600_000 };
   try {
-    await run("direct", { ...prepared, addresses });
+    await source.run("move.run", { ...args, route: "direct" }, options);
   } catch (error) {
     // the source could not reach the target: the data goes through this machine's two SSH connections
     if (codeOf(error) !== "UNREACHABLE") throw error;
     context.status(`${from} cannot reach ${to} directly; sending through this machine`);
     const ends = { source: await context.host(old.connection), target: await context.host(want.connection) };
-    await throughOperator(ends, context.signal, (port) => run("operator", { ...prepared, addresses: ["127.0.0.1"], port }));
+    await throughOperator(ends, context.signal, (relayPort) => source.run("move.run", { ...args, route: "operator", relayPort }, options));
   }
 }
 
