@@ -3,7 +3,9 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { describeError } from "../../provider/core/errors.ts";
+import { buildImages } from "../../tools/images/images.ts";
 import { createLab, openLab, refuseWhereImpossible } from "./lab.ts";
+import { labProgram } from "./program.ts";
 import { readState, sweep } from "./state.ts";
 
 const help = `usage: node test/lab/cli.ts COMMAND [--name NAME]
@@ -62,7 +64,7 @@ async function up(): Promise<void> {
     });
   }
   status();
-  const program = writeProgram();
+  const program = await writeProgram();
   console.log(`\nlog in:  ssh ${sshOptions().join(" ")} root@${openLab(values.name).hosts["gw1"]?.address ?? ""}`);
   console.log(`or:      node_modules/.bin/node test/lab/cli.ts ssh gw1\na program to try: ${program}\ntake it down: make lab-down`);
 }
@@ -78,28 +80,14 @@ function sshOptions(): string[] {
   return ["-F", "none", "-i", lab.keyPath, "-o", `UserKnownHostsFile=${lab.knownHostsPath}`];
 }
 
-function writeProgram(): string {
+async function writeProgram(): Promise<string> {
   const lab = openLab(values.name);
   const directory = join(import.meta.dirname, "../../.lab");
   mkdirSync(directory, { recursive: true });
-  const nodes = ["gw1", "gw2"].map((name) => {
-    const host = lab.hosts[name];
-    return `const ${name} = new Node("${name}", {
-  cluster: cluster.id,
-  connection: { host: "${host?.address ?? ""}", user: "root", privateKey, hostKey: "${host?.connection.hostKey ?? ""}" },
-});
-const ${name}lxd = new Hypervisor("${name}-lxd", { node: ${name}, kind: "lxd" });
-`;
-  });
-  const program = `import { readFileSync } from "node:fs";
-import { Cloudlet, EdgeCluster, Hypervisor, Node } from "pulumi-cloudlet/dynamic";
-
-const privateKey = readFileSync("${lab.keyPath}", "utf8");
-const cluster = new EdgeCluster("lab", { application: "counter" });
-${nodes.join("")}
-// change gw1lxd to gw2lxd and run \`pulumi up\` again: the cloudlet moves
-export const endpoint = new Cloudlet("counter", { hypervisor: gw1lxd, base: process.env["BASE"] ?? "", ports: [{ hostPort: 8080, guestPort: 8080 }] }).endpoint;
-`;
-  writeFileSync(join(directory, "index.ts"), program);
+  const gateways = Object.values(lab.hosts)
+    .filter(({ name }) => name.startsWith("gw"))
+    .map(({ name, address, connection }) => ({ name, address, hostKey: connection.hostKey }));
+  const { container } = await buildImages();
+  writeFileSync(join(directory, "index.ts"), labProgram({ keyPath: lab.keyPath, gateways, image: container }));
   return ".lab/index.ts";
 }
