@@ -53,7 +53,7 @@ export interface Driver {
   describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none" }>;
   /** undefined = the hypervisor answered and has no such guest. */
   observe(guest: Guest): Promise<GuestState | undefined>;
-  /** Makes the guest, stopped. An existing one is brought to the spec: limits, files, environment, disk size; a restart is the agent's business. Returns whether a running guest must restart for the change to show. */
+  /** Makes the guest, stopped. An existing one is brought to the spec: limits, files, environment, disk size; a restart is the agent's business. Returns whether a running or suspended guest must restart for the change to show. */
   ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded: boolean }>;
   start(guest: Guest, progress: Progress): Promise<void>;
   /** Asks the guest to shut down, waits up to 10 s, then ends it. A stopped guest is fine. */

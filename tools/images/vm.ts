@@ -66,6 +66,7 @@ export async function buildVm({ packages, work, target }: Recipe): Promise<void>
 
 function fillVm(root: string, packages: string): void {
   guestFile(root, "rcS.vm", { path: "etc/init.d/rcS", mode: 0o755 });
+  guestFile(root, "unmount", { path: "etc/init.d/unmount", mode: 0o755 });
   guestFile(root, "shutdown", { path: "usr/sbin/shutdown", mode: 0o755 });
   guestFile(root, "hostname", { path: "etc/hostname", mode: 0o644 });
   guestFile(root, "power", { path: "etc/acpi/PWRF/00000080", mode: 0o755 });

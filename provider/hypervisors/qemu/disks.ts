@@ -50,6 +50,11 @@ export async function growDisk(path: string, sizeMib: number): Promise<void> {
     await run(["qemu-img", "resize", "-q", "-f", "qcow2", path, `${String(sizeMib)}M`], { timeoutMillis: 30_000 });
 }
 
+/** What `growDisk` will say about a disk that is in use now. */
+export async function checkGrowth(path: string, sizeMib: number): Promise<void> {
+  checkSize(sizeMib, (await diskInfo(path, "qcow2")).virtualBytes);
+}
+
 /** Points an overlay from another node at this node's copy of the same base. */
 export async function rebaseOverlay(path: string, base: string): Promise<void> {
   const { format } = await diskInfo(base);

@@ -8,7 +8,7 @@ import type { Driver, Guest, Progress } from "../types.ts";
 import { probeAcceleration } from "./acceleration.ts";
 import { probeConfinement, removeCgroupParents } from "./confinement.ts";
 import { exportParts, importParts, restore, snapshot } from "./copies.ts";
-import { createOverlay, growDisk } from "./disks.ts";
+import { checkGrowth, createOverlay, growDisk } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
 import { exists, guestFiles, launchSchema } from "./guestFiles.ts";
 import { end, observe, settingsOf, start, stop, suspend } from "./lifecycle.ts";
@@ -64,12 +64,13 @@ async function ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded
   const state = await observe(guest);
   if (state === undefined) await createOverlay(files.disk, guest.basePath, guest.spec.resources.diskMib);
   else if (state === "stopped") await growDisk(files.disk, guest.spec.resources.diskMib);
+  else await checkGrowth(files.disk, guest.spec.resources.diskMib);
   const seed = seedOf(guest);
   if ((await readText(files.seedId)) !== seed.instanceId || !(await exists(files.seed))) {
     await writeSeed(files.seed, seed, progress.signal);
     await writeDurably(files.seedId, seed.instanceId, 0o600);
   }
-  if (state !== "running") return { restartNeeded: false };
+  if (state !== "running" && state !== "suspended") return { restartNeeded: false };
   const launch = await readJson(files.launch, launchSchema);
   return { restartNeeded: launch?.settings !== settingsOf(guest) };
 }

@@ -27,6 +27,8 @@ export const launchSchema = z.object({
   accelerator: z.enum(["kvm", "tcg"]),
   cores: z.int(),
   memoryMib: z.int(),
+  /** Ids of the attached volumes. */
+  volumes: z.array(z.string()).optional(),
   /** Digest of everything that shows only after a restart. */
   settings: z.string(),
 });

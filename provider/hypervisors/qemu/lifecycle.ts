@@ -9,6 +9,7 @@ import { probeAcceleration } from "./acceleration.ts";
 import { commandLine } from "./commandLine.ts";
 import { enterableCgroups, removeCgroups } from "./confinement.ts";
 import type { Confinement } from "./confinement.ts";
+import { growDisk } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
 import { exists, guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
 import type { Launch } from "./guestFiles.ts";
@@ -54,16 +55,14 @@ export async function start(guest: Guest, around: Surroundings, progress: Progre
   const saved = await suspendFile(guest.directory);
   const { accelerator, reason } = await probeAcceleration();
   if (accelerator === "tcg") around.log(reason);
-  const launch: Launch = {
-    accelerator,
-    cores: guest.spec.resources.cores,
-    memoryMib: guest.spec.resources.memoryMib,
-    settings: settingsOf(guest),
-  };
+  // what was declared meanwhile shows after a restart, like that of a running guest
+  const launch = saved === undefined ? launchOf(guest, accelerator) : await suspendedLaunch(guest, accelerator);
   const place = saved === undefined ? undefined : await mkdtemp("/run/cloudlet-resume-");
   try {
-    if (saved === undefined) await writeDurably(guestFiles(guest).launch, JSON.stringify(launch), 0o600);
-    else await checkResumable(guest, launch);
+    if (saved === undefined) {
+      await growDisk(guestFiles(guest).disk, guest.spec.resources.diskMib);
+      await writeDurably(guestFiles(guest).launch, JSON.stringify(launch), 0o600);
+    }
     const incoming = place === undefined ? undefined : join(place, "state.sock");
     await launchProcess(guest, launch, { around, incoming });
     if (saved !== undefined && incoming !== undefined) await resumeFrom(guest, { saved, incoming, progress });
@@ -149,7 +148,8 @@ async function launchProcess(guest: Guest, launch: Launch, options: { around: Su
   const files = guestFiles(guest);
   await end(guest);
   await rotateConsole(files.console);
-  for (const path of [files.disk, files.console, ...guest.volumes.map((volume) => volume.hostPath)]) {
+  const volumes = guest.volumes.filter(({ id }) => launch.volumes?.includes(id) ?? true);
+  for (const path of [files.disk, files.console, ...volumes.map((volume) => volume.hostPath)]) {
     if (confinement.user !== undefined) await chown(path, confinement.user.uid, confinement.user.gid);
     await chmod(path, 0o600);
   }
@@ -160,7 +160,7 @@ async function launchProcess(guest: Guest, launch: Launch, options: { around: Su
     memoryMib: launch.memoryMib,
     disk: files.disk,
     seed: files.seed,
-    volumes: guest.volumes.map((volume) => ({ path: volume.hostPath, serial: volumeSerial(volume.id) })),
+    volumes: volumes.map((volume) => ({ path: volume.hostPath, serial: volumeSerial(volume.id) })),
     nic: { tap: await ensureTap(guest.name, guest.network.bridge, confinement.user?.name), mac: guest.network.mac },
     sockets: { qmp: files.qmp, status: files.status, guestAgent: files.guestAgent },
     console: files.console,
@@ -191,13 +191,17 @@ async function monitorAnswers(guest: Guest, exited: () => number | undefined): P
 
 const bootInstead = "set the cloudlet's state to stopped, then to running: it boots from its disk";
 
-async function checkResumable(guest: Guest, now: Launch): Promise<void> {
+function launchOf(guest: Guest, accelerator: Launch["accelerator"]): Launch {
+  const { cores, memoryMib } = guest.spec.resources;
+  return { accelerator, cores, memoryMib, volumes: guest.volumes.map(({ id }) => id), settings: settingsOf(guest) };
+}
+
+async function suspendedLaunch(guest: Guest, accelerator: Launch["accelerator"]): Promise<Launch> {
   const then = await readJson(guestFiles(guest).launch, launchSchema);
-  const difference = (["accelerator", "cores", "memoryMib"] as const).find((name) => then?.[name] !== now[name]);
-  if (difference === undefined) return;
+  if (then?.accelerator === accelerator) return then;
   throw new CloudletError(
     "REFUSED",
-    `guest ${guest.name} was suspended with ${difference} ${String(then?.[difference])} and cannot resume with ${String(now[difference])}`,
+    `guest ${guest.name} was suspended with accelerator ${String(then?.accelerator)} and cannot resume with ${accelerator}`,
     { fix: bootInstead },
   );
 }
