@@ -50,6 +50,8 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
     const moved = await gateways.up(at("gw1"));
     expect(moved, moved.text).toMatchObject({ ok: true });
     expect(await gateways.exec(["cat", "/data/note"])).toBe("travels\n");
+    const report = moved.outputs["lastMove"] as MoveReport;
+    expect(report.bytesSent, "the base is there since the cloudlet left").toBeLessThan(1_000_000);
     const again = await gateways.preview(at("gw1"));
     expect(again, again.text).toMatchObject({ ok: true, steps: [] });
   });
