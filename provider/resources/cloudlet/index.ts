@@ -7,6 +7,7 @@ import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
 import { move } from "./move.ts";
 import { idOf, toSpec } from "./spec.ts";
+import { supply } from "./supply.ts";
 
 /** A small VM or container that serves one application and moves between nodes with its state. */
 export const cloudlet = defineResource({
@@ -74,28 +75,6 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
     },
     issues,
   };
-}
-
-/** Brings to the node what it needs from the operator's machine and does not have. */
-async function supply(want: Inputs, context: Context): Promise<void> {
-  const agent = await context.agent(want.connection);
-  const wanted = [
-    { what: "base", digest: want.base.digest, open: () => context.local.open(want.base.file) },
-    ...(want.build
-      ? [{ what: "build", digest: want.build.digest, open: () => context.local.openDirectory(want.build?.context ?? "") }]
-      : []),
-  ];
-  for (const { what, digest, open } of wanted) {
-    if (digest === undefined || (await agent.hasBlob(digest))) continue;
-    const blob = await open();
-    if (blob.digest !== digest) {
-      throw new CloudletError("INTEGRITY", `the ${what} of cloudlet "${idOf(want)}" changed while the program ran`, {
-        fix: "run the same command again",
-      });
-    }
-    context.status(`sending the ${what} (${(blob.bytes / 1e6).toFixed(1)} MB) to ${agent.label}`);
-    await agent.putBlob(blob, { signal: context.signal });
-  }
 }
 
 /** What is true, in the words of the inputs, so that drift shows as a difference. */

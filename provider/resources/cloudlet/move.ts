@@ -6,6 +6,7 @@ import type { RemoteHost } from "../../transport/types.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs, State } from "./fields.ts";
 import { idOf, toSpec } from "./spec.ts";
+import { supply } from "./supply.ts";
 
 /**
  * Moves a cloudlet from where the state says it is to where the program wants it. Ownership passes between the two
@@ -66,6 +67,8 @@ async function handOver(
   const epoch = here.ownership.role === "released" ? here.ownership.epoch : here.ownership.epoch + 1;
   const follow: CallOptions = { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) };
   context.status(`moving ${id} from ${from} to ${to}: preparing`);
+  // the source can hand on its own base, and has none for the other kind
+  if (here.spec.kind !== declared.kind) await supply(want, context);
   const prepared = await target.run("move.prepare", { spec, epoch, from }, follow);
   const addresses = [...new Set([want.nodeAddress, want.connection.host, ...prepared.addresses])];
   const args = { id, epoch, self: from, target: { node: to, ...prepared, addresses } };
