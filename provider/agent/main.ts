@@ -29,13 +29,13 @@ environment:
 
 fault injection for tests:
   CLOUDLET_CRASH_AT  the agent kills itself as soon as a step of this name is durable
-  CLOUDLET_PAUSE_AT  everything in the agent stands still for three seconds when a step of this name is durable
+  CLOUDLET_PAUSE_AT  everything in the agent stands still for a moment when a step of this name is durable
 `;
 
 const root = process.env.CLOUDLET_ROOT ?? paths.root;
 const socket = process.env.CLOUDLET_SOCKET ?? paths.socket;
 const { CLOUDLET_CRASH_AT: crashAt, CLOUDLET_PAUSE_AT: pauseAt } = process.env;
-const pauseMillis = 3_000;
+const pauseMillis = 1_500;
 
 async function main([command = "serve", ...rest]: string[]): Promise<void> {
   if (command === "serve") return serveUntilSignal();

@@ -1,0 +1,76 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { arrivalSteps } from "../../provider/agent/moves/target.ts";
+import type { GatewayName } from "../gateways.ts";
+import { openGateways } from "../gateways.ts";
+import { FaultBench, otherOf } from "./bench.ts";
+
+/** The agent is killed at every step that an undisturbed run has. What supervises it starts it again, as systemd would. */
+describe("the agent is killed", () => {
+  let bench: FaultBench;
+  const steps = { create: [] as string[], move: [] as string[], remove: [] as string[] };
+
+  beforeAll(async () => {
+    bench = new FaultBench(await openGateways("faulta", { lxd: ["gw1", "gw2"] }), "lxd");
+    await bench.mustUp(undefined);
+    const since = new Date();
+    await bench.mustUp("gw1");
+    steps.create = bench.steps("gw1", "instance.apply", since);
+    await bench.mustUp("gw2");
+    steps.move = bench.steps("gw1", "move.run", since);
+    await bench.mustUp(undefined);
+    steps.remove = bench.steps("gw2", "instance.remove", since);
+  });
+  afterAll(() => bench?.gateways.close());
+
+  /** The same command again where the first has not come to its end. */
+  async function upThroughCrash(at: GatewayName | undefined, gateway: GatewayName, step: string): Promise<void> {
+    await bench.arm(gateway, { crashAt: step });
+    const starts = await bench.starts(gateway);
+    const first = await bench.up(at);
+    expect(await bench.starts(gateway), `the agent of ${gateway} was to be killed at ${step}: ${first.text}`).toBeGreaterThan(starts);
+    await bench.expectNoTwo();
+    if (!first.ok) console.log(`${step}: ${first.diagnostics.trim().split("\n")[0] ?? ""}`);
+    if (!first.ok) await bench.mustUp(at);
+    await bench.expectWhole();
+  }
+
+  it("at every step of create and of delete: one copy, or none", async () => {
+    for (const [index, step] of steps.create.entries()) {
+      await upThroughCrash("gw1", "gw1", step);
+      const removal = steps.remove[index];
+      if (removal === undefined) await bench.mustUp(undefined);
+      else await upThroughCrash(undefined, "gw1", removal);
+      await bench.expectWhole();
+    }
+  });
+
+  it("at every step of a move, on the source: one copy runs, nothing counted is lost", async () => {
+    await bench.mustUp("gw1");
+    for (const step of steps.move) {
+      const from = bench.at ?? "gw1";
+      await upThroughCrash(otherOf(from), from, step);
+    }
+  });
+
+  it("at every step of a move, on the target: one copy runs, nothing counted is lost", async () => {
+    for (const step of ["prepared", ...arrivalSteps.map((name) => `arrival.${name}`)]) {
+      // both nodes have the base by now
+      if (step === "arrival.supplied") continue;
+      const to = otherOf(bench.at ?? "gw1");
+      await upThroughCrash(to, to, step);
+    }
+  });
+
+  it("while nothing goes on, and for good: the cloudlet runs on, and the next up starts the agent again", async () => {
+    const at = bench.at ?? "gw1";
+    const host = bench.gateways.lab.hosts[at];
+    const supervisor = (await host.run("cat /run/cloudlet/agent.pid")).trim();
+    await host.run(`kill -KILL ${supervisor}`);
+    await bench.gateways.signalAgent(at, "KILL");
+    await bench.visit(at);
+    const to = otherOf(at);
+    await bench.mustUp(to);
+    await bench.expectWhole();
+    expect(await bench.starts(at)).toBeGreaterThan(1);
+  });
+});
