@@ -1,7 +1,6 @@
 import type { InstanceStatus } from "../../agent/protocol.ts";
-import type { Context } from "../../core/context.ts";
 import { defineResource, type CheckContext, type Issue } from "../../core/define.ts";
-import { CloudletError, describeError } from "../../core/errors.ts";
+import { describeError } from "../../core/errors.ts";
 import { parseHypervisor, removeOrForget } from "../shared.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
