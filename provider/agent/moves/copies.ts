@@ -21,8 +21,14 @@ export async function discardCopy(services: Services, record: InstanceRecord, co
   await network.publish(await records.list());
 }
 
+/** Where copies are put aside to be sent; `export` is the driver's own. */
+export function outgoingDirectory(services: Services, id: string): string {
+  return join(services.records.directoryOf(id), "outgoing");
+}
+
 /** What was copied out to be sent. */
 export async function removeExport(services: Services, id: string): Promise<void> {
+  await rm(outgoingDirectory(services, id), { recursive: true, force: true });
   await rm(join(services.records.directoryOf(id), "export"), { recursive: true, force: true });
 }
 

@@ -13,7 +13,7 @@ import type { Services } from "../services.ts";
 import { framesOf } from "./assembly.ts";
 import { MoveChannel } from "./channel.ts";
 import { compress } from "./compression.ts";
-import { discardCopy, removeExport } from "./copies.ts";
+import { discardCopy, outgoingDirectory, removeExport } from "./copies.ts";
 import { MoveFiles, type Departure } from "./files.ts";
 import { volumePartName } from "./making.ts";
 import { makeRecipe, sealOf, type Format, type Recipe } from "./recipe.ts";
@@ -200,7 +200,7 @@ export class MoveSource {
 
   async #export({ record, driver, guest }: Opened, mode: Departure["mode"], context: JobContext): Promise<FilePart[]> {
     const { id, kind, state, stateFiles } = record.spec;
-    const directory = join(guest.directory, "export");
+    const directory = outgoingDirectory(this.#services, id);
     await mkdir(directory, { recursive: true });
     const parts: FilePart[] = [];
     if (mode === "state" && stateFiles.length > 0) {
