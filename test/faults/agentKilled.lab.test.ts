@@ -29,7 +29,7 @@ describe("the agent is killed", () => {
     const first = await bench.up(at);
     expect(await bench.starts(gateway), `the agent of ${gateway} was to be killed at ${step}: ${first.text}`).toBeGreaterThan(starts);
     await bench.expectNoTwo();
-    if (!first.ok) console.log(`${step}: ${first.diagnostics.trim().split("\n")[0] ?? ""}`);
+    if (!first.ok) console.log(`${step}: ${/[^\n]*\[[A-Z_]+\]/.exec(first.text)?.[0].trim() ?? first.text}`);
     if (!first.ok) await bench.mustUp(at);
     await bench.expectWhole();
   }

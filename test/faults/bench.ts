@@ -91,7 +91,10 @@ export class FaultBench {
   }
 
   /** Runs `pulumi up` and kills it, with all that belongs to it, when a job's step is durable on a gateway. */
-  async upKilledAt(at: GatewayName | undefined, { gateway, verb, step }: { gateway: GatewayName; verb: string; step: string }): Promise<void> {
+  async upKilledAt(
+    at: GatewayName | undefined,
+    { gateway, verb, step }: { gateway: GatewayName; verb: string; step: string },
+  ): Promise<void> {
     await this.arm(gateway, { pauseAt: step });
     const since = new Date();
     const ending = this.gateways.up(this.declaration(at));
