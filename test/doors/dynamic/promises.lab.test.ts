@@ -1,18 +1,11 @@
-import { readdir, readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type * as Hooks from "../../../provider/doors/dynamic/hooks.ts";
 import { openStack, type TestStack } from "../../engine.ts";
 import { openGateways, type Declaration, type Gateways } from "../../gateways.ts";
 
 const both: Declaration = { gateways: { gw1: { kind: "lxd" }, gw2: { kind: "lxd" } } };
-
-/** Everything under a folder, as one text. */
-async function everything(directory: string): Promise<string> {
-  const entries = await readdir(directory, { recursive: true, withFileTypes: true });
-  const files = entries.filter((entry) => entry.isFile());
-  return (await Promise.all(files.map((entry) => readFile(join(entry.parentPath, entry.name), "latin1")))).join("\n");
-}
 
 describe("what is promised to everybody", () => {
   let gateways: Gateways;
@@ -54,7 +47,7 @@ describe("what is promised to everybody", () => {
     watching = false;
     await watch;
     expect(tokens.size, "the watch saw the one-time token while the move ran").toBeGreaterThan(0);
-    const state = await everything(join(gateways.stack.directory, "backend"));
+    const state = await gateways.storedText();
     const logs = "/var/lib/cloudlet /var/log /run/cloudlet /etc/cloudlet /tmp";
     for (const secret of [password, keyLine, ...tokens]) {
       expect(state.includes(secret), "state").toBe(false);
@@ -111,9 +104,7 @@ describe("what is promised to everybody", () => {
   });
 
   it("the functions of the SDK run, log, snapshot, restore and restart a cloudlet", async () => {
-    const { functions } = createRequire(join(gateways.stack.directory, "x"))(
-      "pulumi-cloudlet/hooks",
-    ) as typeof import("../../../provider/doors/dynamic/hooks.ts");
+    const { functions } = createRequire(join(gateways.stack.directory, "x"))("pulumi-cloudlet/hooks") as typeof Hooks;
     const { connection } = gateways.lab.hosts.gw1;
     const id = "visits/counter";
     expect(await functions.exec(connection, id, { command: ["sh", "-c", "echo out; echo err >&2; exit 3"], timeoutSeconds: 10 })).toEqual({
