@@ -1,9 +1,10 @@
+import { readdir, readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import type { PulumiFn } from "@pulumi/pulumi/automation/index.js";
 import type * as Hooks from "../provider/doors/dynamic/hooks.ts";
 import type * as Sdk from "../sdk/dynamic/index.ts";
-import type { CloudletArgs, ConnectionArgs } from "../sdk/dynamic/index.ts";
+import type { CloudletArgs, ConnectionArgs, HypervisorArgs } from "../sdk/dynamic/index.ts";
 import { buildImages } from "../tools/images/images.ts";
 import { openStack, type Outcome, type TestStack } from "./engine.ts";
 import { createLab, type Lab } from "./lab/lab.ts";
@@ -15,7 +16,12 @@ export type Door = "dynamic";
 /** What a test program declares; everything else follows. */
 export interface Declaration {
   /** The gateways that are declared, with their kind of hypervisor. */
-  gateways: Partial<Record<GatewayName, { kind: Kind; connection?: Partial<ConnectionArgs>; onUnreachable?: "fail" | "forget" }>>;
+  gateways: Partial<
+    Record<
+      GatewayName,
+      { kind: Kind; connection?: Partial<ConnectionArgs>; onUnreachable?: "fail" | "forget"; lxd?: HypervisorArgs["lxd"] }
+    >
+  >;
   /** Where the cloudlet is; no cloudlet without it. */
   at?: GatewayName | undefined;
   cloudlet?: Partial<CloudletArgs> & { name?: string };
@@ -58,6 +64,7 @@ export class Gateways {
           new Hypervisor(`${gateway.kind}-${name}`, {
             node,
             kind: gateway.kind,
+            ...(gateway.lxd && { lxd: gateway.lxd }),
             ...(gateway.onUnreachable && { onUnreachable: gateway.onUnreachable }),
           }),
         );
@@ -155,6 +162,13 @@ export class Gateways {
   /** Stops the agent as an administrator would. */
   async stopAgent(gateway: GatewayName): Promise<void> {
     await this.lab.hosts[gateway].run("/etc/init.d/cloudlet-agent stop", { timeoutMillis: 60_000 });
+  }
+
+  /** Everything that the backend has on disk, as one text. */
+  async storedText(): Promise<string> {
+    const entries = await readdir(join(this.stack.directory, "backend"), { recursive: true, withFileTypes: true });
+    const files = entries.filter((entry) => entry.isFile());
+    return (await Promise.all(files.map((entry) => readFile(join(entry.parentPath, entry.name), "latin1")))).join("\n");
   }
 
   async eventually(check: () => Promise<void>, timeoutMillis: number): Promise<void> {

@@ -168,10 +168,12 @@ export const lifecycle: Row[] = [
     async run(life) {
       const { gateways } = life;
       const connected = await life.look({ at: "gw2" });
+      expect(connected.steps, connected.text).toHaveLength(1);
       await gateways.lab.cut("gw1");
+      await gateways.lab.cut("gw2");
+      const previewed = await life.look({ at: "gw2" }).finally(() => gateways.lab.heal("gw2"));
       try {
-        const previewed = await life.look({ at: "gw2" });
-        expect(previewed).toMatchObject({ ok: true, steps: connected.steps });
+        expect(previewed, previewed.text).toMatchObject({ ok: true, steps: connected.steps });
         const before = (await gateways.stack.state()).length;
         const refreshed = await gateways.stack.refresh();
         expect(refreshed.ok).toBe(false);
