@@ -1,6 +1,6 @@
 import { EventEmitter, once } from "node:events";
 import { mkdirSync } from "node:fs";
-import { CloudletError, codeOf, describeError, errorCodes } from "../core/errors.ts";
+import { CloudletError, codeOf, errorCodes } from "../core/errors.ts";
 import { Journal, readJournal, settleJournals } from "./journal.ts";
 import type { KeyedLock } from "./keyedLock.ts";
 import type { JobEvent } from "./protocol.ts";
@@ -161,7 +161,7 @@ export class Jobs {
 
 export function toJobError(error: unknown): { code: string; message: string; fix: string } {
   const code = codeOf(error);
-  const message = code === "BUG" ? describeError(error) : error instanceof Error ? error.message : String(error);
+  const message = error instanceof Error ? error.message : String(error);
   const fix = error instanceof Error && "fix" in error && typeof error.fix === "string" ? error.fix : errorCodes[code].fix;
   return { code, message, fix };
 }
