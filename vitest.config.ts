@@ -9,6 +9,8 @@ export default defineConfig({
           include: ["test/**/*.test.ts"],
           exclude: ["test/**/*.lab.test.ts"],
           testTimeout: 20_000,
+          // many of them wait rather than compute
+          maxWorkers: 4,
         },
       },
       {
@@ -20,6 +22,7 @@ export default defineConfig({
           // hosts, bridges and emulated guests share two cores: one file at a time
           fileParallelism: false,
           maxWorkers: 1,
+          sequence: { groupOrder: 1 },
         },
       },
     ],
