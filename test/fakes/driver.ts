@@ -1,6 +1,6 @@
 import { Readable } from "node:stream";
 import { CloudletError } from "../../provider/core/errors.ts";
-import type { Driver, Guest, GuestState, Progress } from "../../provider/hypervisors/types.ts";
+import type { Driver, Guest, GuestState, Part, Progress } from "../../provider/hypervisors/types.ts";
 import type { Kind } from "../../provider/agent/protocol.ts";
 
 interface FakeGuest {
@@ -80,11 +80,11 @@ export class FakeDriver implements Driver {
     return this.#answer("log", () => `${this.console.trim().split("\n").slice(-lines).join("\n")}\n`, true);
   }
 
-  exportParts(): Promise<never[]> {
+  exportParts(_guest: Guest): Promise<Part[]> {
     return this.#answer("exportParts", () => []);
   }
 
-  importParts(): Promise<void> {
+  importParts(_guest: Guest, _directory: string): Promise<void> {
     return this.#answer("importParts", () => undefined);
   }
 

@@ -23,7 +23,7 @@ const empty = z.object({});
 const sealMillis = 15 * 60_000;
 const takeBackMillis = 120_000;
 /** How long a short break of the link is waited out, since a restart of the application would cost more. */
-const pauses = [500, 1000, 2000, 4000];
+const linkPauses = [500, 1000, 2000, 4000];
 const firstWaitMillis = 5_000;
 const longestWaitMillis = 60_000;
 /** How long the target is told about an end that it has brought about itself. */
@@ -45,11 +45,13 @@ interface Way {
 export class MoveSource {
   readonly #services: Services;
   readonly #files: MoveFiles;
+  readonly #pauses: readonly number[];
   /** Moves that wait for their target, and when they are tried again. */
   readonly #waits = new Map<string, { until: number; millis: number }>();
 
-  constructor(services: Services) {
+  constructor(services: Services, pauses: readonly number[] = linkPauses) {
     this.#services = services;
+    this.#pauses = pauses;
     this.#files = new MoveFiles(services.root);
   }
 
@@ -244,7 +246,7 @@ export class MoveSource {
       try {
         return await attempt();
       } catch (error) {
-        const pause = pauses[count];
+        const pause = this.#pauses[count];
         if (codeOf(error) !== "UNREACHABLE" || pause === undefined) throw error;
         context.status(`the link to ${node} broke; trying again`);
         await sleep(pause, undefined, { signal: context.signal });
@@ -290,7 +292,8 @@ export class MoveSource {
     await this.#services.records.write({ ...note, lastMove: report });
     context.step("discarded");
     await this.#files.writeDeparture(id, { ...departure, endedAt: Date.now() });
-    await this.#tell(id, report, channel);
+    // the move is over; a target that was not told hears of it later
+    await this.#tell(id, report, channel).catch(() => undefined);
     return report;
   }
 

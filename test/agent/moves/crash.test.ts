@@ -1,0 +1,196 @@
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { arrivalSteps } from "../../../provider/agent/moves/target.ts";
+import { RigNode, World } from "./rig.ts";
+
+const sourceSteps = ["connected", "supplied", "stopped", "exported", "sent", "sealed", "released", "activated", "answered", "discarded"];
+const targetSteps = ["prepared", ...arrivalSteps.map((step) => `arrival.${step}`)];
+const afterRelease = sourceSteps.slice(sourceSteps.indexOf("released"));
+
+let world: World;
+let a: RigNode;
+let b: RigNode;
+
+beforeEach(async () => {
+  world = new World();
+  [a, b] = [new RigNode("a", world), new RigNode("b", world)];
+  await a.boot();
+  await b.boot();
+  await a.make();
+  world.write("first");
+});
+afterEach(async () => {
+  await a.close();
+  await b.close();
+});
+
+async function eventually(check: () => void | Promise<void>): Promise<void> {
+  for (const end = Date.now() + 8_000; ; await sleep(20)) {
+    try {
+      return await check();
+    } catch (error) {
+      if (Date.now() > end) throw error;
+    }
+  }
+}
+
+/** The move is over: one copy runs, with everything, and nothing but the report is left of it. */
+async function expectMoved(): Promise<void> {
+  expect(world.violations).toEqual([]);
+  expect(world.running()).toEqual(["b"]);
+  world.write("last");
+  expect([...a.driver.guests]).toEqual([]);
+  expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch: 2 });
+  expect((await b.record())?.lastMove).toMatchObject({ from: "a", to: "b" });
+  const left = await a.record();
+  expect(left?.ownership).toMatchObject({ role: "released", epoch: 2, peer: "b" });
+  expect(left?.leaving).toBeUndefined();
+  expect(await b.leftOvers()).toEqual([]);
+}
+
+/** What an operator does who runs the same command again. */
+async function runAgain(): Promise<void> {
+  await eventually(async () => {
+    await a.moveTo(b);
+  });
+}
+
+describe("a move between two agents over TLS, with a fake hypervisor", () => {
+  it("takes these steps", async () => {
+    await a.moveTo(b);
+    expect(a.steps).toEqual(expect.arrayContaining(sourceSteps));
+    expect(b.steps).toEqual(expect.arrayContaining(targetSteps));
+    await expectMoved();
+    expect(await a.leftOvers()).toEqual([]);
+  });
+
+  it("and back, and there again", async () => {
+    await a.moveTo(b);
+    world.write("at b");
+    await b.moveTo(a);
+    expect(world.running()).toEqual(["a"]);
+    world.write("at a");
+    await a.moveTo(b);
+    expect(world.violations).toEqual([]);
+    expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch: 4 });
+  });
+
+  it.each(sourceSteps)("the source's agent dies at %s: alone it goes on where it was, and the same command ends the move", async (step) => {
+    a.dieAt(step);
+    void a.moveTo(b).catch(() => undefined);
+    await a.killed;
+    await a.boot();
+    await a.source.resume(a.context());
+    // without any operator
+    await eventually(() => expect(world.running()).toEqual([afterRelease.includes(step) ? "b" : "a"]));
+    world.write("meanwhile");
+    await runAgain();
+    await expectMoved();
+  });
+
+  it.each(targetSteps)("the target's agent dies at %s: the same command ends the move", async (step) => {
+    b.dieAt(step);
+    const moving = a.moveTo(b).catch(() => undefined);
+    await b.killed;
+    await b.boot();
+    // where it died while it was asked to prepare, nobody else waits for it
+    if (step !== "prepared") await moving;
+    await eventually(() => expect(world.running()).toHaveLength(1));
+    world.write("meanwhile");
+    await runAgain();
+    await expectMoved();
+  });
+
+  it.each(targetSteps.filter((step) => step !== "prepared"))(
+    "the answer after %s is lost: the same command ends the move",
+    async (step) => {
+      b.fault = {
+        step,
+        strike: () => {
+          b.link.cut();
+          setTimeout(() => b.link.heal(), 120);
+        },
+      };
+      await a.moveTo(b).catch(() => undefined);
+      expect(b.fault).toBeUndefined();
+      await eventually(() => expect(world.running()).toHaveLength(1));
+      world.write("meanwhile");
+      await runAgain();
+      await expectMoved();
+    },
+  );
+
+  it("both agents die after the release: they end the move by themselves", async () => {
+    a.dieAt("activated");
+    b.dieAt("arrival.owned");
+    void a.moveTo(b).catch(() => undefined);
+    await b.killed;
+    await a.link.cut();
+    await b.boot();
+    await Promise.race([a.killed, sleep(2_000)]);
+    await a.boot();
+    await a.source.resume(a.context());
+    await runAgain();
+    await expectMoved();
+  });
+
+  it("the link stays cut: the source goes on, and later the same command moves it", async () => {
+    b.fault = { step: "arrival.begun", strike: () => b.link.cut() };
+    await expect(a.moveTo(b)).rejects.toMatchObject({ code: "UNREACHABLE" });
+    expect(world.running()).toEqual(["a"]);
+    world.write("meanwhile");
+    b.link.heal();
+    await runAgain();
+    await expectMoved();
+  });
+
+  it("the link stays cut after the release: the copy waits, stopped, and runs on one node only when it heals", async () => {
+    b.fault = { step: "arrival.sealed", strike: () => setTimeout(() => b.link.cut(), 0) };
+    a.fault = { step: "released", strike: () => b.link.cut() };
+    await expect(a.moveTo(b)).rejects.toMatchObject({ code: "UNREACHABLE" });
+    b.link.heal();
+    await a.source.resume(a.context());
+    await runAgain();
+    await expectMoved();
+  });
+
+  it("a second operator asks meanwhile: both are told how the one move ended", async () => {
+    const reports = await Promise.all([a.moveTo(b), a.moveTo(b)]);
+    expect(reports[0]).toEqual(reports[1]);
+    await expectMoved();
+  });
+
+  it("the target loses everything before it ran: what the source let go of is sent again", async () => {
+    a.dieAt("released");
+    void a.moveTo(b).catch(() => undefined);
+    await a.killed;
+    await b.target.cancel("shop/counter", b.context());
+    expect(await b.record()).toBeUndefined();
+    await a.boot();
+    expect(world.running()).toEqual([]);
+    await runAgain();
+    await expectMoved();
+  });
+
+  it("a failed start on the target is tried again by the next run", async () => {
+    b.driver.failNext = "start";
+    await expect(a.moveTo(b)).rejects.toMatchObject({ code: "FAILED" });
+    expect(world.running()).toEqual([]);
+    await runAgain();
+    await expectMoved();
+  });
+
+  it("a failed stop, export or import leaves the application where it was", async () => {
+    for (const [node, name] of [
+      [a, "stop"],
+      [b, "ensure"],
+    ] as const) {
+      node.driver.failNext = name;
+      await expect(a.moveTo(b)).rejects.toMatchObject({ code: "FAILED" });
+      expect(world.running()).toEqual(["a"]);
+      world.write(name);
+    }
+    await runAgain();
+    await expectMoved();
+  });
+});
