@@ -9,7 +9,7 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: machine modules engine build ## show a stateful application that follows its subscriber from gateway to gateway
-	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) tools/demo.ts
+	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) tools/demo.ts $(if $(KIND),--kind $(KIND))
 
 test: machine modules engine check build ## run everything, the lab's tests included (root)
 	@PULUMI_ENGINE="$$(tools/engine/build)" npm run --silent test:lab

@@ -114,8 +114,7 @@ try {
     console.log(styleText("bold", "\n  The subscriber moves to gateway 2; the program's input changes: subscriberAt gw1 → gw2"));
     await stack.setConfig("subscriberAt", "gw2");
     const preview = await step("pulumi preview", async () => expectOk(await stack.preview()));
-    for (const { op, type, name, changed } of preview.steps)
-      if (op !== "same") console.log(`  ~ ${type} ${name}: ${op} (${changed.join(", ")})`);
+    console.log(styleText("cyan", shownDiff(preview.text)));
 
     const watcher = watch(lab);
     const moved = await step("pulumi up: move it", async () => expectOk(await stack.up()));
@@ -150,6 +149,14 @@ try {
   }
 } finally {
   await lab.close();
+}
+
+/** What a reviewer reads: the engine's own lines on what changes. */
+function shownDiff(text: string): string {
+  return text
+    .split("\n")
+    .filter((line) => /^\s+(~|\[id=|[+-] )/.test(line) && !/warning|\[diff:/.test(line))
+    .join("\n");
 }
 
 function expectOk<T extends { ok: boolean; text: string }>(outcome: T): T {
