@@ -8,6 +8,4 @@ import { volume } from "./resources/volume.ts";
 /** Every resource of the provider. */
 export const resources = [edgeCluster, node, hypervisor, cloudlet, volume] as const;
 
-export const resourceByToken: ReadonlyMap<string, ResourceDefinition> = new Map(
-  resources.map((resource) => [resource.token, resource as unknown as ResourceDefinition]),
-);
+export const resourceByToken: ReadonlyMap<string, ResourceDefinition> = new Map(resources.map((resource) => [resource.token, resource]));

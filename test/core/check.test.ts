@@ -103,7 +103,7 @@ describe("check", () => {
   it.each(resources.map((resource) => [resource.token, resource] as const))(
     "never throws for %s, whatever JSON it gets",
     async (_token, resource) => {
-      const definition = resource as unknown as Parameters<typeof checkInputs>[0];
+      const definition = resource;
       const leaf = fc.oneof(fc.constant(unknownValue), fc.string(), fc.integer(), fc.boolean(), fc.constant(null), fc.double());
       const { value } = fc.letrec((tie) => ({
         value: fc.oneof(

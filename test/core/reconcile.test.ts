@@ -23,7 +23,7 @@ function definitionOver(world: World): ResourceDefinition {
       if (world.fails) throw world.fails;
     },
     remove: () => Promise.resolve(),
-  }) as unknown as ResourceDefinition;
+  });
 }
 
 const context: Context = {

@@ -4,7 +4,7 @@ import { fieldsOf, type Field } from "../../provider/core/fields.ts";
 import { secretPaths } from "../../provider/core/secrets.ts";
 import { resources } from "../../provider/index.ts";
 
-const all = resources.map((resource) => [resource.token, resource as unknown as ResourceDefinition] as const);
+const all = resources.map((resource) => [resource.token, resource satisfies ResourceDefinition as ResourceDefinition] as const);
 
 function leaves(field: Field, path: string): [string, Field][] {
   const inner =

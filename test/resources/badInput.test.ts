@@ -32,7 +32,7 @@ type Type = keyof typeof good;
 function definitionOf(type: string): ResourceDefinition {
   const found = resources.find(({ token }) => token.endsWith(`:${type}`));
   if (!found) throw new Error(`no resource ${type}`);
-  return found as unknown as ResourceDefinition;
+  return found;
 }
 
 async function check(type: string, news: Inputs, extra: { old?: Inputs; others?: [string, Inputs][] } = {}) {
