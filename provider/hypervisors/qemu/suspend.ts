@@ -77,9 +77,11 @@ export async function sendState(path: string, socketPath: string, signal: AbortS
   const exit = exitOf(zstd);
   try {
     await pipeline(zstd.stdout, socket, { signal });
-  } finally {
+  } catch (error) {
     zstd.kill();
+    throw error;
   }
+  // not killed after its last byte: it may not have ended yet, and would seem to have failed
   if ((await exit) !== 0)
     throw new CloudletError("INTEGRITY", `the saved memory ${path} cannot be decompressed`, {
       fix: "set the cloudlet's state to stopped, then to running: it boots from its disk",

@@ -1,12 +1,12 @@
 import { execFile } from "node:child_process";
-import { copyFile, mkdtemp, readFile, readdir, rm, stat, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { copyFile, cp, mkdtemp, readFile, readdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { Readable } from "node:stream";
 import { buffer } from "node:stream/consumers";
 import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { createQemuDriver } from "../../../provider/hypervisors/qemu/driver.ts";
+import { tapName } from "../../../provider/hypervisors/qemu/tap.ts";
 import type { Driver, Guest, Progress } from "../../../provider/hypervisors/types.ts";
 import { openQemuBench } from "./bench.ts";
 
@@ -17,9 +17,15 @@ describe("QEMU guests", () => {
   let bench: Awaited<ReturnType<typeof openQemuBench>>;
   let driver: Driver;
   let guest: Guest;
+  let template: string;
   beforeAll(async () => {
     bench = await openQemuBench();
     driver = bench.driver;
+    await boot("template");
+    await shell("true");
+    await driver.suspend(guest, progress);
+    template = await keepParts();
+    await driver.remove(guest, progress);
   });
   afterEach(async () => {
     await driver.remove(guest, progress);
@@ -31,6 +37,20 @@ describe("QEMU guests", () => {
     (await by.exec(guest, ["sh", "-c", script], { timeoutMillis: 60_000 })).stdout;
   const boot = async (name: string, changes: Partial<Guest["spec"]> = {}) => {
     guest = await bench.guest(name, changes);
+    await driver.ensure(guest, progress);
+    await driver.start(guest, progress);
+  };
+  const keepParts = async () => {
+    const kept = await mkdtemp(join(bench.root, "parts-"));
+    for (const part of await driver.exportParts(guest, progress)) await copyFile(part.path, join(kept, part.name));
+    return kept;
+  };
+  /** A guest that runs at once: the memory of one that has booted. */
+  const wake = async (name: string, changes: Partial<Guest["spec"]> = {}) => {
+    guest = await bench.guest(name, changes);
+    const parts = join(bench.root, `parts-of-${name}`);
+    await cp(template, parts, { recursive: true });
+    await driver.importParts(guest, parts, progress);
     await driver.ensure(guest, progress);
     await driver.start(guest, progress);
   };
@@ -48,12 +68,12 @@ describe("QEMU guests", () => {
     expect((await execute("ps", ["axeww"])).stdout).not.toContain(canary);
     expect((await stat(join(guest.directory, "seed.iso"))).mode & 0o777).toBe(0o600);
     await driver.remove(guest, progress);
-    expect(await readFile("/proc/self/net/dev", "utf8")).not.toMatch(/^\s*cl[0-9a-f]{8}:/m);
+    expect(await readFile("/proc/self/net/dev", "utf8")).not.toContain(tapName(guest.name));
     expect(await readdir(guest.directory)).toEqual([]);
   });
 
   it("live on without the agent and are adopted by the next one", async () => {
-    await boot("adopted");
+    await wake("adopted");
     await shell("echo kept >/tmp/mark");
     const other = createQemuDriver({ user: "nobody" });
     expect(await other.observe(guest)).toBe("running");
@@ -62,7 +82,7 @@ describe("QEMU guests", () => {
   });
 
   it("are not mistaken for another process with the same pid", async () => {
-    await boot("mistaken");
+    await wake("mistaken");
     await driver.stop(guest, progress);
     const [, ...fields] = (await readFile("/proc/self/stat", "utf8")).split(") ");
     const bootId = await readFile("/proc/sys/kernel/random/boot_id", "utf8");
@@ -74,7 +94,7 @@ describe("QEMU guests", () => {
   });
 
   it("are stopped, not undefined, after their process was killed, and boot again", async () => {
-    await boot("killed");
+    await wake("killed");
     await shell("echo there >/var/lib/mark; sync");
     process.kill(await pidOf(), "SIGKILL");
     await expect.poll(() => driver.observe(guest), { timeout: 10_000 }).toBe("stopped");
@@ -83,7 +103,7 @@ describe("QEMU guests", () => {
   });
 
   it("run on when an earlier suspend was interrupted with the guest paused", async () => {
-    await boot("interrupted");
+    await wake("interrupted");
     await shell("true");
     await driver.suspend(guest, progress);
     await copyFile(join(guest.directory, "suspend.state.zst"), join(guest.directory, "kept"));
@@ -95,7 +115,7 @@ describe("QEMU guests", () => {
   });
 
   it("write down what was in memory when they are stopped out of a suspension", async () => {
-    await boot("woken");
+    await wake("woken");
     await shell("echo late >/var/lib/mark");
     await driver.suspend(guest, progress);
     await driver.stop(guest, progress);
@@ -104,15 +124,27 @@ describe("QEMU guests", () => {
     expect(await shell("cat /var/lib/mark")).toBe("late\n");
   });
 
+  it("resume as they were suspended when more was declared meanwhile, and are restarted for it", async () => {
+    await wake("enlarged");
+    await shell("echo memory >/tmp/mark; echo late >/var/lib/mark");
+    await driver.suspend(guest, progress);
+    guest = { ...guest, spec: { ...guest.spec, resources: { ...guest.spec.resources, memoryMib: 160, diskMib: 320 } } };
+    expect(await driver.ensure(guest, progress)).toEqual({ restartNeeded: true });
+    await driver.start(guest, progress);
+    expect(await shell("cat /tmp/mark")).toBe("memory\n");
+    await driver.suspend(guest, progress);
+    await driver.stop(guest, progress);
+    await driver.start(guest, progress);
+    expect(await shell("cat /var/lib/mark /sys/block/vda/size")).toBe(`late\n${String(320 * 2048)}\n`);
+  });
+
   it("move while suspended, memory included", async () => {
-    await boot("moved");
+    await wake("moved");
     await shell("echo memory >/tmp/mark");
     await driver.suspend(guest, progress);
-    const kept = await mkdtemp(join(tmpdir(), "parts-"));
-    for (const part of await driver.exportParts(guest, progress)) await copyFile(part.path, join(kept, part.name));
+    const kept = await keepParts();
     await driver.remove(guest, progress);
     await driver.importParts(guest, kept, progress);
-    await rm(kept, { recursive: true });
     await driver.ensure(guest, progress);
     expect(await driver.observe(guest)).toBe("suspended");
     await driver.start(guest, progress);
@@ -120,7 +152,7 @@ describe("QEMU guests", () => {
   });
 
   it("refuse damaged memory with a remedy, and boot from their disk after a stop", async () => {
-    await boot("damaged");
+    await wake("damaged");
     await shell("true");
     await driver.suspend(guest, progress);
     const state = join(guest.directory, "suspend.state.zst");
@@ -134,7 +166,7 @@ describe("QEMU guests", () => {
   });
 
   it("restore a snapshot taken while they were stopped, running or not", async () => {
-    await boot("offline");
+    await wake("offline");
     await shell("echo first >/var/lib/mark");
     await driver.stop(guest, progress);
     await driver.snapshot(guest, "1", progress);
@@ -159,7 +191,7 @@ describe("QEMU guests", () => {
   });
 
   it("grow their disk at the next start, and never shrink it", async () => {
-    await boot("grown");
+    await wake("grown");
     const larger = { ...guest, spec: { ...guest.spec, resources: { ...guest.spec.resources, diskMib: 512, memoryMib: 320 } } };
     expect(await driver.ensure(larger, progress)).toEqual({ restartNeeded: true });
     await driver.stop(guest, progress);
@@ -171,11 +203,15 @@ describe("QEMU guests", () => {
   });
 
   it("take state files that the base already has, and links, without touching directories above", async () => {
-    await boot("filled", { stateFiles: ["/var/lib/app", "/not/there"] });
-    await shell("mkdir -p /var/lib/app; echo old >/var/lib/app/a; chmod 711 /var/lib; ln -s a /var/lib/app/link");
+    const changes = { stateFiles: ["/var/lib/app", "/not/there"] };
+    const write = (text: string) => shell(`mkdir -p /var/lib/app; echo ${text} >/var/lib/app/a; chmod 711 /var/lib; sync`);
+    await wake("source", changes);
+    await write("old");
+    await shell("ln -s a /var/lib/app/link");
     const tar = await buffer(await driver.exportState(guest, progress));
-    await driver.start(guest, progress);
-    await shell("echo newer >/var/lib/app/a; sync");
+    await driver.remove(guest, progress);
+    await wake("filled", changes);
+    await write("newer");
     await driver.stop(guest, progress);
     await driver.importState(guest, Readable.from([tar]), progress);
     await driver.start(guest, progress);
@@ -183,7 +219,7 @@ describe("QEMU guests", () => {
   });
 
   it("refuse state files while they run", async () => {
-    await boot("busy");
+    await wake("busy");
     await expect(driver.importState(guest, Readable.from([]), progress)).rejects.toMatchObject({ code: "REFUSED" });
   });
 });
