@@ -1,9 +1,8 @@
 import { existsSync } from "node:fs";
 import { request as httpRequest, type ClientRequest, type IncomingMessage, type RequestOptions } from "node:http";
-import { request as httpsRequest } from "node:https";
 import { Readable } from "node:stream";
 import { X509Certificate } from "node:crypto";
-import type { PeerCertificate } from "node:tls";
+import { connect as connectTls } from "node:tls";
 import { CloudletError } from "../../core/errors.ts";
 import type { Rest, RestRequest, RestResponse } from "../../transport/types.ts";
 
@@ -26,31 +25,69 @@ export interface TlsSettings {
   /** PEM. */
   clientCertificate: string;
   clientKey: string;
-  /** PEM of the one certificate that the server may show. */
+  /** The one certificate that the server may show: PEM, or its SHA-256 fingerprint in hex. */
   serverCertificate: string;
 }
 
 /** HTTPS with a client certificate to a server whose certificate is pinned. */
 export function restOverTls(settings: TlsSettings, label: string): Rest {
   const url = new URL(settings.address.includes("://") ? settings.address : `https://${settings.address}`);
-  const pinned = new X509Certificate(settings.serverCertificate).fingerprint256;
-  const checkServerIdentity = (_host: string, shown: PeerCertificate): Error | undefined =>
-    shown.fingerprint256 === pinned
-      ? undefined
-      : new CloudletError("HOST_KEY", `${label} shows another certificate than the pinned one: ${shown.fingerprint256}`, {
-          fix: otherCertificate,
-        });
+  const pinned = pinOf(settings.serverCertificate, label);
+  const { clientCertificate: cert, clientKey: key } = settings;
+  const address = { host: url.hostname, port: url.port === "" ? 8443 : Number(url.port), cert, key };
   return createRest(label, (options) =>
-    httpsRequest({
+    httpRequest({
       ...options,
       host: url.hostname,
-      port: url.port === "" ? 8443 : Number(url.port),
-      cert: settings.clientCertificate,
-      key: settings.clientKey,
-      ca: settings.serverCertificate,
-      checkServerIdentity,
+      // only without an agent the connection is ours to make
+      agent: undefined,
+      createConnection(_options, done) {
+        // the pin is the whole verification; nothing is sent before it has been compared
+        const socket = connectTls({ ...address, rejectUnauthorized: false, timeout: dialMillis });
+        const settle = once((error: Error | null) => done(error, socket));
+        socket.once("timeout", () => socket.destroy(new Error(`no answer within ${String(dialMillis / 1000)} s`)));
+        socket.once("error", settle);
+        socket.once("secureConnect", () => {
+          const shown = socket.getPeerX509Certificate()?.fingerprint256 ?? "none";
+          if (plainHex(shown) !== pinned) return void socket.destroy(wrongCertificate(label, shown));
+          socket.setTimeout(0);
+          settle(null);
+        });
+        return undefined;
+      },
     }),
   );
+}
+
+const dialMillis = 15_000;
+
+/** SHA-256 of the certificate, from itself or as it is given. */
+function pinOf(certificate: string, label: string): string {
+  if (/^[0-9a-f]{64}$/.test(plainHex(certificate))) return plainHex(certificate);
+  try {
+    return plainHex(new X509Certificate(certificate).fingerprint256);
+  } catch (cause) {
+    throw new CloudletError("INVALID", `the server certificate given for ${label} is neither PEM nor a SHA-256 fingerprint in hex`, {
+      fix: "give the content of LXD's server.crt",
+      cause,
+    });
+  }
+}
+
+function plainHex(text: string): string {
+  return text.trim().replaceAll(":", "").toLowerCase();
+}
+
+function wrongCertificate(label: string, shown: string): CloudletError {
+  return new CloudletError("HOST_KEY", `${label} shows another certificate than the pinned one: ${shown}`, { fix: otherCertificate });
+}
+
+function once(call: (error: Error | null) => void): (error: Error | null) => void {
+  let called = false;
+  return (error) => {
+    if (!called) call(error);
+    called = true;
+  };
 }
 
 function createRest(label: string, open: (options: RequestOptions) => ClientRequest): Rest {
@@ -135,16 +172,8 @@ function flatten(response: IncomingMessage): Record<string, string> {
   return headers;
 }
 
-const distrusted = /^(DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|CERT_)/;
-
 function translate(label: string, cause: unknown): CloudletError {
   if (cause instanceof CloudletError) return cause;
   const text = cause instanceof Error ? cause.message : String(cause);
-  if (cause instanceof Error && "code" in cause && typeof cause.code === "string" && distrusted.test(cause.code)) {
-    return new CloudletError("HOST_KEY", `${label} shows another certificate than the pinned one: ${text}`, {
-      cause,
-      fix: otherCertificate,
-    });
-  }
   return new CloudletError("UNREACHABLE", `${label} cannot be reached: ${text}`, { cause });
 }

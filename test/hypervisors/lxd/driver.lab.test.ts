@@ -1,3 +1,4 @@
+import { X509Certificate } from "node:crypto";
 import { readFileSync, statSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -246,8 +247,13 @@ describe("the LXD driver", () => {
     await bench.lab.hosts.gw.run(`lxc config trust add ${at("client.crt")}`);
     expect((await remote.describe()).accelerator).toBe("none");
     expect(await remote.observe(await bench.guest("any"))).toBeUndefined();
-    const wrong = restOverTls({ ...settings, serverCertificate: read(at("other.crt")) }, "remote LXD");
-    await expect(createLxdDriver({ root: bench.root, rest: wrong }).describe()).rejects.toMatchObject({ code: "HOST_KEY" });
+    const { fingerprint256 } = new X509Certificate(settings.serverCertificate);
+    const known = restOverTls({ ...settings, serverCertificate: fingerprint256 }, "remote LXD");
+    expect((await createLxdDriver({ root: bench.root, rest: known }).describe()).accelerator).toBe("none");
+    for (const serverCertificate of [read(at("other.crt")), "ab".repeat(32)]) {
+      const wrong = restOverTls({ ...settings, serverCertificate }, "remote LXD");
+      await expect(createLxdDriver({ root: bench.root, rest: wrong }).describe()).rejects.toMatchObject({ code: "HOST_KEY" });
+    }
   });
 
   it("says UNREACHABLE while the daemon is down", async () => {
