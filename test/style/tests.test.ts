@@ -10,6 +10,7 @@ const suites: { files: RegExp; suite: string }[] = [
   { files: /^provider\/resources\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/transport\//, suite: "test/transport/pool.test.ts" },
   { files: /^provider\/agent\/(agentService|install)/, suite: "test/agent/commission.lab.test.ts" },
+  { files: /^provider\/agent\/moves\//, suite: "test/agent/moves/crash.test.ts" },
   { files: /^provider\/agent\//, suite: "test/agent/server.test.ts" },
   { files: /^provider\/hypervisors\/lxd\//, suite: "test/hypervisors/lxd/driver.lab.test.ts" },
   { files: /^provider\/hypervisors\/qemu\//, suite: "test/hypervisors/qemu/driver.lab.test.ts" },
@@ -17,8 +18,7 @@ const suites: { files: RegExp; suite: string }[] = [
 
 /** Run only as part of what is built, which a test cannot import; and who runs that. */
 const built: { files: RegExp; by: string }[] = [
-  { files: /^provider\/agent\/(main|serve|drivers|singleInstance|teardown)\.ts$/, by: "test/agent/commission.lab.test.ts" },
-  { files: /^provider\/agent\/moves\//, by: "test/doors/dynamic/lifecycle.lab.test.ts" },
+  { files: /^provider\/agent\/(main|serve|drivers|singleInstance|teardown|moves\/verbs)\.ts$/, by: "test/agent/commission.lab.test.ts" },
   { files: /^provider\/(runtime|functions\/\w+)\.ts$/, by: "test/doors/dynamic/lifecycle.lab.test.ts" },
   { files: /^provider\/core\/schema\.ts$/, by: "tools/generate.ts" },
 ];
