@@ -115,6 +115,7 @@ try {
     await stack.setConfig("subscriberAt", "gw2");
     const preview = await step("pulumi preview", async () => expectOk(await stack.preview()));
     console.log(styleText("cyan", shownDiff(preview.text)));
+    console.log(styleText("cyan", `    ${/cloudlet ".*moves in place.*/.exec(preview.diagnostics)?.[0] ?? ""}`));
 
     const watcher = watch(lab);
     const moved = await step("pulumi up: move it", async () => expectOk(await stack.up()));

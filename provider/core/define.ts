@@ -57,6 +57,8 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
     context: CheckContext,
     old: (Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>) | undefined,
   ): Issue[] | Promise<Issue[]>;
+  /** What a preview should say about a change beyond the properties that differ; values may be unknown. */
+  explain?(old: Partial<z.infer<Inputs>>, want: Partial<z.infer<Inputs>>): string | undefined;
   /** What is true on the node now. undefined = the node answered and has none; a silent node throws UNREACHABLE. */
   observe(known: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<(z.infer<Inputs> & z.infer<Outputs>) | undefined>;
   /** Makes it true: idempotent, resumable, the same for create and update. `old` is the state before, if any. */

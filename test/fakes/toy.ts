@@ -82,6 +82,7 @@ export function toyContext(report: Pick<Context, "status" | "warn">): Context {
 
 /** The dynamic door with the toy behind it, as the built package has it with the real resources. */
 export const hooksOf = dynamicHooks({
+  note: () => undefined,
   definitions: [toy],
   declarations: new Declarations(),
   digests,

@@ -7,6 +7,8 @@ import type * as Messages from "@pulumi/pulumi/proto/engine_pb.js";
 export interface Reporter {
   status(text: string): void;
   warn(text: string): void;
+  /** Kept among the diagnostics, for reviewers. */
+  note(text: string): void;
 }
 
 /** Status lines and warnings by the engine's own log. The dynamic provider learns no URN, so the text names the resource. */
@@ -15,7 +17,11 @@ export function reportToEngine(subject: string): Reporter {
     engine ??= connect();
     engine.log({ severity, text: `${subject}: ${text}`, ephemeral });
   };
-  return { status: (text) => send("INFO", text, true), warn: (text) => send("WARNING", text, false) };
+  return {
+    status: (text) => send("INFO", text, true),
+    warn: (text) => send("WARNING", text, false),
+    note: (text) => send("INFO", text, false),
+  };
 }
 
 interface Engine {

@@ -9,6 +9,7 @@ export const hooksOf = dynamicHooks({
   definitions: resources,
   ...run,
   open: (subject) => openContext(reportToEngine(subject)),
+  note: (subject, text) => reportToEngine(subject).note(text),
 });
 
 /** The SDK's functions, run in the program's own process. */

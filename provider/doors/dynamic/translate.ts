@@ -15,10 +15,12 @@ export interface DynamicDoor {
   digests: Pick<CheckContext, "digestFile" | "digestDirectory">;
   /** A context for one operation on the resource that `subject` names. */
   open(subject: string): Context;
+  /** Tells a reviewer something about a change, in previews too. */
+  note(subject: string, text: string): void;
 }
 
 /** Pulumi's dynamic provider interface over resource definitions, by token: translation and nothing else. */
-export function dynamicHooks({ definitions, declarations, digests, open }: DynamicDoor) {
+export function dynamicHooks({ definitions, declarations, digests, open, note }: DynamicDoor) {
   const find = (token: string): ResourceDefinition => definitionOf(definitions, token);
 
   return (token: string): pulumi.dynamic.ResourceProvider => ({
@@ -32,6 +34,8 @@ export function dynamicHooks({ definitions, declarations, digests, open }: Dynam
     diff(_id, olds: Props, news: Props) {
       const definition = find(token);
       const changes = diffInputs(definition.inputs, olds, news);
+      const explanation = changes.length > 0 ? definition.explain?.(olds, news) : undefined;
+      if (explanation !== undefined) note(subjectOf(definition, news), explanation);
       const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
       return Promise.resolve({
         changes: changes.length > 0,

@@ -4,7 +4,7 @@ import { describeError } from "../../core/errors.ts";
 import { parseHypervisor, removeOrForget } from "../shared.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
-import { move } from "./move.ts";
+import { explainMove, move } from "./move.ts";
 import { idOf, toSpec } from "./spec.ts";
 import { supply } from "./supply.ts";
 
@@ -18,6 +18,7 @@ export const cloudlet = defineResource({
   identity: ({ cluster, name }) => `${cluster}/${name}`,
   complete,
   constraints,
+  explain: explainMove,
 
   async observe(known, context) {
     const agent = await context.agent(known.connection);

@@ -3,7 +3,7 @@ import type { AgentClient, CallOptions } from "../../agent/clientTypes.ts";
 import type { Context } from "../../core/context.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import type { RemoteHost } from "../../transport/types.ts";
-import { parseHypervisor } from "../shared.ts";
+import { hypervisorField, parseHypervisor } from "../shared.ts";
 import type { Inputs, State } from "./fields.ts";
 import { idOf, toSpec } from "./spec.ts";
 import { supply } from "./supply.ts";
@@ -41,6 +41,15 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
     hand().catch((error: unknown) => {
       context.warn(`${from} still keeps its copy of "${id}", stopped, and removes it by itself: ${describeError(error)}`);
     });
+}
+
+/** What a reviewer should know of a move before it happens. */
+export function explainMove(old: Partial<Inputs>, want: Partial<Inputs>): string | undefined {
+  const [before, after] = [hypervisorField.safeParse(old.hypervisor), hypervisorField.safeParse(want.hypervisor)];
+  if (!before.success || !after.success || before.data === after.data) return undefined;
+  const [from, to] = [parseHypervisor(before.data), parseHypervisor(after.data)];
+  const load = from.kind === to.kind ? `what ${to.node} lacks of its disk and volumes is sent` : "its state files and volumes are sent";
+  return `moves in place from ${from.node} to ${to.node} (cold): it stops, ${load}, and it starts at ${to.node}`;
 }
 
 interface Ends {
