@@ -7,6 +7,7 @@ import type { ErrorCode } from "../core/errors.ts";
 import type { Rest, RestRequest, RestResponse } from "../transport/types.ts";
 import type { AgentClient, CallOptions } from "./clientTypes.ts";
 import {
+  agentRestarted,
   execResultSchema,
   factsSchema,
   guestName,
@@ -26,6 +27,7 @@ const jobMillis = 30 * 60_000;
 // the agent sends an empty line every 10 s
 const silenceMillis = 30_000;
 const pauseMillis = [200, 500, 1_000, 2_000, 5_000];
+const mostRestarts = 3;
 const answerLimit = 64 * 1024 * 1024;
 
 const errorAnswerSchema = z.object({ error: jobErrorSchema });
@@ -89,13 +91,13 @@ async function runJob<V extends Verb>(
   const path = `/v1/jobs/${encodeURIComponent(id)}`;
   const timeout = AbortSignal.timeout(options.timeoutMillis ?? jobMillis);
   const signal = options.signal === undefined ? timeout : AbortSignal.any([options.signal, timeout]);
-  const follower: Follower = { next: 0, lost: false, onEvent: options.onEvent };
+  const follower: Follower = { next: 0, lost: false, restarts: 0, onEvent: options.onEvent };
   try {
     const end = await persist(follower, signal, async (attempt) => {
       // after a lost connection the job most likely still runs, or has ended: look before asking again
       if (attempt > 0) {
         const ended = await follow(rest, path, { follower, signal }).catch(unlessMissing);
-        if (ended !== undefined) return ended;
+        if (ended !== undefined && !(wasCutOff(ended) && follower.restarts++ < mostRestarts)) return ended;
       }
       await call(rest, { method: "PUT", path, body: { verb, args } }, { signal, timeoutMillis: callMillis });
       follower.next = 0;
@@ -142,7 +144,14 @@ interface Follower {
   next: number;
   /** Whether the agent did not answer when it was asked last. */
   lost: boolean;
+  /** How often the agent was restarted in the middle of the job. */
+  restarts: number;
   onEvent: CallOptions["onEvent"];
+}
+
+/** A job is idempotent, so one that ended with its agent is simply asked for again. */
+function wasCutOff(end: JobEnd): boolean {
+  return "error" in end && end.error.code === "ABORTED" && end.error.message.endsWith(agentRestarted);
 }
 
 /** Follows a job to its end. undefined = the stream ended before the job did. */

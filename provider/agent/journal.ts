@@ -1,6 +1,6 @@
 import { closeSync, existsSync, fsyncSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeSync } from "node:fs";
 import path from "node:path";
-import { jobEventSchema } from "./protocol.ts";
+import { agentRestarted, jobEventSchema } from "./protocol.ts";
 import type { JobEvent } from "./protocol.ts";
 
 const keptJournals = 500;
@@ -53,7 +53,7 @@ export function settleJournals(directory: string, now: Date): string[] {
     const events = readJournal(directory, id) ?? [];
     const last = events.at(-1);
     if (last?.type === "done" || last?.type === "failed") continue;
-    const error = { code: "ABORTED", message: "agent restarted", fix: "run the same command again to continue" };
+    const error = { code: "ABORTED", message: agentRestarted, fix: "run the same command again to continue" };
     const fd = openSync(path.join(directory, name), "a", 0o600);
     // the line break ends a line that the crash cut off
     writeSync(fd, `\n${line({ type: "failed", seq: (last?.seq ?? -1) + 1, at: now.toISOString(), error })}`);

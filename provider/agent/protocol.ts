@@ -220,6 +220,9 @@ export type VerbResult<V extends Verb> = z.infer<(typeof verbs)[V]["result"]>;
 
 export const jobErrorSchema = z.object({ code: z.string(), message: z.string(), fix: z.string() });
 
+/** How a job ends that was under way when its agent did. */
+export const agentRestarted = "agent restarted";
+
 /** One line of a job's journal and of its event stream. */
 export const jobEventSchema = z.discriminatedUnion("type", [
   z.object({ type: z.literal("begun"), seq: z.int(), at: z.string(), verb: z.string() }),

@@ -4,12 +4,23 @@ import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { z } from "zod";
-import { CloudletError, errorCodes, type ErrorCode } from "../../core/errors.ts";
+import { CloudletError, codeOf, errorCodes, type ErrorCode } from "../../core/errors.ts";
 import { jobErrorSchema, type MoveTarget } from "../protocol.ts";
 
-const dialMillis = 10_000;
-/** No byte either way for this long means that the link is gone. */
+const dialMillis = 5_000;
+const answerMillis = 10_000;
+/** A body of which no byte gets away for this long has lost its link. */
 const silenceMillis = 30_000;
+const patientMillis = 15 * 60_000;
+const lookMillis = 3_000;
+
+interface Call {
+  method: "GET" | "PUT" | "POST";
+  path: string;
+  body?: unknown;
+  timeoutMillis?: number;
+  signal?: AbortSignal | undefined;
+}
 
 /** One source's connection to a target agent's data port: TLS with the pinned certificate, a one-time token on each request. */
 export class MoveChannel {
@@ -34,12 +45,9 @@ export class MoveChannel {
     };
   }
 
-  async json<T>(
-    schema: z.ZodType<T>,
-    call: { method: "GET" | "PUT" | "POST"; path: string; body?: unknown; timeoutMillis?: number; signal?: AbortSignal | undefined },
-  ): Promise<T> {
+  async json<T>(schema: z.ZodType<T>, call: Call): Promise<T> {
     const body = call.body === undefined ? undefined : Buffer.from(JSON.stringify(call.body));
-    const response = await this.#send(call, async (outgoing) => {
+    const response = await this.#send({ timeoutMillis: answerMillis, ...call }, async (outgoing) => {
       outgoing.end(body);
       this.bytesSent += body?.length ?? 0;
     });
@@ -47,6 +55,29 @@ export class MoveChannel {
     const status = response.statusCode ?? 0;
     if (status >= 400) throw remoteError(this.#target.node, status, text);
     return schema.parse(JSON.parse(text || "{}"));
+  }
+
+  /** What takes the target long is waited for, for as long as it answers otherwise: a link that is cut makes no sound. */
+  async patiently<T>(schema: z.ZodType<T>, call: Omit<Call, "timeoutMillis">): Promise<T> {
+    const ending = new AbortController();
+    const cancel = (): void => ending.abort();
+    call.signal?.addEventListener("abort", cancel);
+    let lost: unknown;
+    const timer = setInterval(() => {
+      this.json(z.unknown(), { method: "GET", path: "/v1/arrival" }).catch((error: unknown) => {
+        if (codeOf(error) !== "UNREACHABLE") return;
+        lost = error;
+        ending.abort();
+      });
+    }, lookMillis);
+    try {
+      return await this.json(schema, { ...call, timeoutMillis: patientMillis, signal: ending.signal });
+    } catch (error) {
+      throw lost ?? error;
+    } finally {
+      clearInterval(timer);
+      call.signal?.removeEventListener("abort", cancel);
+    }
   }
 
   /** Streams a body, counting what is really sent. */

@@ -20,7 +20,6 @@ import { makeRecipe, sealOf, type Format, type Recipe } from "./recipe.ts";
 import { arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
 
 const empty = z.object({});
-const sealMillis = 15 * 60_000;
 const takeBackMillis = 120_000;
 /** How long a short break of the link is waited out, since a restart of the application would cost more. */
 const linkPauses = [500, 1000, 2000, 4000];
@@ -188,8 +187,7 @@ export class MoveSource {
       await this.#send(departure, { parts, recipes }, way);
       way.context.step("sent");
       way.context.status(`${departure.target.node} puts ${opened.record.spec.id} together`);
-      const call = { method: "POST", path: "/v1/seal", body: { seal }, timeoutMillis: sealMillis, signal: way.context.signal } as const;
-      await way.channel.json(empty, call);
+      await way.channel.patiently(empty, { method: "POST", path: "/v1/seal", body: { seal }, signal: way.context.signal });
     });
     way.context.step("sealed");
     return { seal, bytesSent: way.channel.bytesSent, bytesTotal: recipes.reduce((sum, { bytes }) => sum + bytes, 0) };
@@ -233,8 +231,7 @@ export class MoveSource {
   async #send(departure: Departure, { parts, recipes }: { parts: FilePart[]; recipes: Recipe[] }, way: Way): Promise<void> {
     const { channel, context } = way;
     const body = { mode: departure.mode, parts: recipes };
-    const call = { method: "PUT", path: "/v1/recipes", body, timeoutMillis: sealMillis, signal: context.signal } as const;
-    const { missing } = await channel.json(missingSchema, call);
+    const { missing } = await channel.patiently(missingSchema, { method: "PUT", path: "/v1/recipes", body, signal: context.signal });
     if (missing.length === 0) return;
     const wanted = new Set(missing);
     context.status(`sending ${(bytesOf(recipes, wanted) / 1e6).toFixed(1)} MB to ${departure.target.node}`);
