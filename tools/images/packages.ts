@@ -14,14 +14,15 @@ export async function chosenPackages(): Promise<string[]> {
   const kernel = /Depends: (linux-image-\S+)/.exec(await run(["apt-cache", "depends", "linux-image-cloud-amd64"]))?.[1];
   if (kernel === undefined)
     throw new CloudletError("FAILED", "no package source has linux-image-cloud-amd64", { fix: "run `apt-get update`" });
-  const chosen: string[] = [];
-  for (const name of [...guestPackages, ...growPackages, ...bootPackages, kernel]) {
-    const version = /Candidate: (\S+)/.exec(await run(["apt-cache", "policy", name]))?.[1];
-    if (version === undefined || version === "(none)")
-      throw new CloudletError("FAILED", `no package source has ${name}`, { fix: "run `apt-get update`" });
-    chosen.push(`${name}=${version}`);
-  }
-  return chosen;
+  const names = [...guestPackages, ...growPackages, ...bootPackages, kernel];
+  // one call: each reads all package lists anew
+  const policies = (await run(["apt-cache", "policy", ...names])).split(/^(?=\S+:$)/m);
+  return names.map((name) => {
+    const policy = policies.find((text) => text.startsWith(`${name}:`));
+    const version = /Candidate: (\S+)/.exec(policy ?? "")?.[1];
+    if (version !== undefined && version !== "(none)") return `${name}=${version}`;
+    throw new CloudletError("FAILED", `no package source has ${name}`, { fix: "run `apt-get update`" });
+  });
 }
 
 /** Downloads and unpacks packages, which installs nothing on this machine. */
