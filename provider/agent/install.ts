@@ -22,6 +22,7 @@ type ApplyOptions = Parameters<Commission["apply"]>[1];
 const installMillis = 20 * 60_000;
 const apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300";
 const installOptions = "install --no-install-recommends";
+const unitsOf = { lxd: ["lxd-containers.service", "lxd.socket", "lxd.service"], lxcfs: ["lxcfs.service"] };
 
 /** Commissioning: every addition is written down before it is made, so that a killed run leaves nothing unknown. */
 export function createCommission({ bundle }: { bundle: string }): Commission {
@@ -196,15 +197,29 @@ async function purge(host: RemoteHost, packages: readonly string[], context: Con
   const left = async (): Promise<string[]> => (await host.run(present, { signal: context.signal })).trim().split("\n").filter(Boolean);
   const before = await left();
   if (before.length === 0) return;
+  await switchUnits(host, { action: "stop", packages: before }, context);
   const { stderr } = await host.exec(`DEBIAN_FRONTEND=noninteractive dpkg --purge ${before.join(" ")}`, {
     signal: context.signal,
     timeoutMillis: installMillis,
   });
   const after = await left();
-  if (after.length > 0)
-    context.warn(
-      `${host.label} keeps packages that others need now: ${after.join(", ")} (${stderr.trim().split("\n").slice(-3).join("; ")})`,
-    );
+  if (after.length === 0) return;
+  await switchUnits(host, { action: "start", packages: after }, context);
+  context.warn(
+    `${host.label} keeps packages that others need now: ${after.join(", ")} (${stderr.trim().split("\n").slice(-3).join("; ")})`,
+  );
+}
+
+/** Units that outlive the removal of their package: Debian stops these daemons only where there is no systemd. */
+async function switchUnits(
+  host: RemoteHost,
+  { action, packages }: { action: "start" | "stop"; packages: readonly string[] },
+  { signal }: Context,
+): Promise<void> {
+  const units = Object.entries(unitsOf).flatMap(([name, its]) => (packages.includes(name) ? its : []));
+  if (units.length === 0) return;
+  const command = `if [ -d /run/systemd/system ]; then systemctl ${action} ${units.join(" ")}; fi`;
+  await host.run(command, { signal, timeoutMillis: installMillis });
 }
 
 async function writeRecord(host: RemoteHost, record: StoredCommission, context: Context): Promise<void> {

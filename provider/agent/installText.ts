@@ -130,6 +130,8 @@ export function systemdUnit(node: string): string {
 Description=cloudlet agent
 Wants=network-online.target
 After=network-online.target lxd.service snap.lxd.daemon.service
+# never given up, however often it ends
+StartLimitIntervalSec=0
 
 [Service]
 EnvironmentFile=-/etc/default/cloudlet-agent

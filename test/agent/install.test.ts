@@ -109,6 +109,10 @@ describe("the service", () => {
     expect(systemdUnit("/usr/bin/node")).toMatch(/^ExecStart=\/usr\/bin\/node \/var\/lib\/cloudlet\/agent.js serve$/m);
   });
 
+  it("is never given up by systemd", () => {
+    expect(systemdUnit("/usr/bin/node")).toMatch(/^StartLimitIntervalSec=0$/m);
+  });
+
   it("without systemd is a script that a plain shell understands", () => {
     expect(() => execFileSync("sh", ["-n"], { input: initScript("/usr/bin/node") })).not.toThrow();
     expect(initScript("/usr/bin/node")).toContain("### BEGIN INIT INFO");

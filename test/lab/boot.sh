@@ -76,4 +76,12 @@ rmdir /.old
 hostname "$name"
 ip link set lo up
 ip link set eth0 up
-exec /bin/sh /etc/clab/init.sh
+[ -e /etc/clab/systemd ] || exec /bin/sh /etc/clab/init.sh
+
+# nothing of what systemd says or sets may reach the whole machine: its messages go to a file, its limits for files nowhere
+: >/var/log/systemd.log
+ln -sf /var/log/systemd.log /dev/kmsg
+rm /dev/console
+mount --bind /proc/sys/fs /proc/sys/fs
+mount -o remount,bind,ro /proc/sys/fs
+exec env -i container=lab PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=multi-user.target

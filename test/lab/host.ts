@@ -196,6 +196,7 @@ export async function prepareHost(
   );
   put("password", (await run(["openssl", "passwd", "-6", "-stdin"], { stdin: host.password })).trim());
   if (host.lxd) put("lxd", "");
+  if (host.systemd) put("systemd", "");
   if (bare !== undefined) {
     // copied, as an overlay takes no two lower layers of which one is inside the other
     await run(["cp", "-a", `${bare.layer}/.`, join(directory, "upper")]);

@@ -14,6 +14,8 @@ export interface HostDeclaration<Name extends string = string> {
   lxd?: boolean;
   /** The packages that commissioning installs are absent, and can be had from a local package source. */
   bare?: boolean;
+  /** Its init is systemd, as it is on nearly every gateway; else the host's init runs the scripts of /etc/rc2.d. */
+  systemd?: boolean;
 }
 
 export interface LabDeclaration<Name extends string = string> {
@@ -81,11 +83,12 @@ export async function createLab<const Name extends string>(declaration: LabDecla
     name: declaration.name,
     subnet: chooseSubnet(declaration.name),
     ...(declaration.detached || self === undefined ? {} : { owner: self }),
-    hosts: declaration.hosts.map(({ name, lxd, bare }, index) => ({
+    hosts: declaration.hosts.map(({ name, lxd, bare, systemd }, index) => ({
       name,
       index,
       lxd: lxd ?? false,
       bare: bare ?? false,
+      systemd: systemd ?? false,
       password: randomBytes(9).toString("hex"),
     })),
     processes: {},

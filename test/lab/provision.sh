@@ -4,7 +4,7 @@
 set -eu
 upper=$2/upper root=$2/root files=$2/files
 rc='etc/rc0.d etc/rc1.d etc/rc2.d etc/rc3.d etc/rc4.d etc/rc5.d etc/rc6.d etc/rcS.d'
-emptied="root home mnt media srv $rc etc/apt/sources.list.d var/lib/apt/lists var/cache/apt var/log var/spool/cron"
+emptied="root home mnt media srv $rc etc/apt/sources.list.d var/lib/apt/lists var/cache/apt var/log var/spool/cron etc/systemd/system"
 gone='var/lib/cloudlet-lab etc/apt/sources.list usr/sbin/policy-rc.d etc/cloudlet'
 
 whiteout() {
@@ -40,6 +40,7 @@ fill() {
   users
   : >"$root/etc/resolv.conf"
   ( ulimit -n 65536 ) 2>/dev/null || tolerate
+  [ ! -e "$files/systemd" ] || units
   [ ! -e "$files/lxd" ] || services
   [ ! -e "$files/node" ] || install -D -m 755 "$files/node" "$root/usr/local/bin/node"
   [ ! -e "$files/repository.list" ] || cp "$files/repository.list" "$root/etc/apt/sources.list.d/lab.list"
@@ -70,8 +71,39 @@ echo() { command echo "$@" 2>/dev/null || :; }
 END
 }
 
+# of systemd's own units none but the targets that others name
+units() {
+  cp "$files/systemd" "$root/etc/clab/systemd"
+  mkdir -p "$root/etc/systemd/system/multi-user.target.wants" "$root/etc/systemd/system-generators"
+  for unit in "$root"/lib/systemd/system/*.target.wants/*; do
+    case $unit in *.target) ;; *) ln -sf /dev/null "$root/etc/systemd/system/${unit##*/}" ;; esac
+  done
+  for generator in "$root"/lib/systemd/system-generators/*; do ln -sf /dev/null "$root/etc/systemd/system-generators/${generator##*/}"; done
+  cat >"$root/etc/systemd/system/lab.service" <<'END'
+[Unit]
+Description=address and sshd of a lab host
+
+[Service]
+Type=forking
+PIDFile=/run/sshd.pid
+# a container may mount its own proc only where nothing lies over the host's
+ExecStartPre=/bin/umount /proc/sys/fs
+ExecStart=/bin/sh /etc/clab/init.sh network
+ExecStartPost=/bin/sh -c ': >/run/clab-ready'
+KillMode=process
+
+[Install]
+WantedBy=multi-user.target
+END
+  ln -s ../lab.service "$root/etc/systemd/system/multi-user.target.wants/lab.service"
+}
+
 # an LXD that is there before anybody comes to commission the host
 services() {
+  if [ -e "$files/systemd" ]; then
+    systemctl --root="$root" enable --quiet lxcfs.service lxd.service
+    return
+  fi
   ln -s ../init.d/lxcfs "$root/etc/rc2.d/S01lxcfs"
   ln -s ../init.d/lxd "$root/etc/rc2.d/S02lxd"
   ln -s ../init.d/lxd-containers "$root/etc/rc2.d/S03lxd-containers"

@@ -16,7 +16,9 @@ const stateSchema = z.object({
   subnet: z.int(),
   /** The process that will close the lab; absent when the lab shall outlive whoever made it. */
   owner: processSchema.optional(),
-  hosts: z.array(z.object({ name: z.string(), index: z.int(), lxd: z.boolean(), bare: z.boolean(), password: z.string() })),
+  hosts: z.array(
+    z.object({ name: z.string(), index: z.int(), lxd: z.boolean(), bare: z.boolean(), systemd: z.boolean(), password: z.string() }),
+  ),
   processes: z.record(z.string(), z.array(processSchema)),
 });
 export type LabState = z.infer<typeof stateSchema>;
