@@ -80,7 +80,8 @@ export const hypervisor = defineResource({
 
   async apply(want, _old, context) {
     const host = await context.host(want.connection);
-    await context.commission.apply(host, { owner: want.owner, install: want.install, kinds: [want.kind] }, context);
+    // an LXD that is reached by HTTPS is there already
+    await context.commission.apply(host, { owner: want.owner, install: want.install, kinds: want.lxd ? [] : [want.kind] }, context);
     const agent = await context.agent(want.connection);
     if (want.lxd) {
       // a wrong certificate is better met here, from the operator's side, than inside a job
