@@ -24,7 +24,9 @@ export class FaultBench {
   }
 
   declaration(at: GatewayName | undefined, change: Partial<Declaration> = {}): Declaration {
-    return { gateways: { gw1: { kind: this.#kind }, gw2: { kind: this.#kind } }, at, ...change };
+    // a host that is cut off should not cost the tests more than it must
+    const gateway = { kind: this.#kind, connection: { perDialTimeout: 4, dialErrorLimit: 1 } };
+    return { gateways: { gw1: gateway, gw2: gateway }, at, ...change };
   }
 
   /** Brings the cloudlet to a gateway, or away from all. */
