@@ -99,12 +99,16 @@ export async function openStack({ project = "test", stack = "dev", program, env 
 /** A folder in which the built package and the SDK resolve, as in a project that installed them. */
 export async function programFolder(): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "cloudlet-stack-"));
+  await fillProgramFolder(directory);
+  return directory;
+}
+
+export async function fillProgramFolder(directory: string): Promise<void> {
   await mkdir(join(directory, "backend"));
   await mkdir(join(directory, "node_modules", "@pulumi"), { recursive: true });
   await symlink(repository, join(directory, "node_modules", "pulumi-cloudlet"));
   await symlink(join(repository, "node_modules", "@pulumi", "pulumi"), join(directory, "node_modules", "@pulumi", "pulumi"));
-  await writeFile(join(directory, "package.json"), JSON.stringify({ name: "program", private: true }));
-  return directory;
+  await writeFile(join(directory, "package.json"), JSON.stringify({ name: "program", private: true, type: "module" }));
 }
 
 /** Offline, with a home and a backend of its own. */

@@ -4,10 +4,12 @@ export interface LabForProgram {
   gateways: { name: string; address: string; hostKey: string }[];
   /** The image of the demo's container. */
   image: string;
+  /** What runs the program once more. */
+  command: string;
 }
 
 /** A program to try on a lab: an application that counts its visits, on the first gateway. */
-export function labProgram({ keyPath, gateways, image }: LabForProgram): string {
+export function labProgram({ keyPath, gateways, image, command }: LabForProgram): string {
   const declared = gateways.map(
     ({ name, address, hostKey }) => `const ${name} = new Node("${name}", {
   connection: { host: "${address}", user: "root", privateKey, hostKey: "${hostKey}" },
@@ -16,7 +18,8 @@ const ${name}lxd = new Hypervisor("${name}-lxd", { node: ${name}, kind: "lxd" })
 `,
   );
   const [first, second] = gateways.map(({ name }) => `${name}lxd`);
-  return `import { readFileSync } from "node:fs";
+  return `// run it: ${command}
+import { readFileSync } from "node:fs";
 import { Cloudlet, EdgeCluster, Hypervisor, Node } from "pulumi-cloudlet/dynamic";
 
 const privateKey = readFileSync("${keyPath}", "utf8");
@@ -24,7 +27,7 @@ ${declared.join("")}const cluster = new EdgeCluster("visits", { application: "vi
 
 const counter = new Cloudlet("counter", {
   cluster,
-  hypervisor: ${first ?? ""}, // write ${second ?? ""} here and run \`pulumi up\` again: the cloudlet moves
+  hypervisor: ${first ?? ""}, // write ${second ?? ""} here and run it again: the cloudlet moves
   base: { file: "${image}" },
   resources: { memoryMib: 192 },
   ports: [{ port: 8080 }],

@@ -64,7 +64,7 @@ it("every error code is explained", () => {
 
 it("the programs that are shown compile", { timeout: 60_000 }, () => {
   const gateways = ["gw1", "gw2"].map((name) => ({ name, address: "10.0.0.1", hostKey: "ssh-ed25519 AAAA" }));
-  const lab = labProgram({ keyPath: "/key", gateways, image: "/image.tar.gz" });
+  const lab = labProgram({ keyPath: "/key", gateways, image: "/image.tar.gz", command: "run" });
   expect(problemsOf({ "the README's program": readmeProgram(), "the lab's program": lab })).toEqual([]);
 });
 
