@@ -22,6 +22,8 @@ type ApplyOptions = Parameters<Commission["apply"]>[1];
 const installMillis = 20 * 60_000;
 const apt = "DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300";
 const installOptions = "install --no-install-recommends";
+// systemd starts it when it is first asked; a start script's LXD may have been left off by its installation, or not be there yet
+const startLxd = "[ -d /run/systemd/system ] || [ ! -x /etc/init.d/lxd ] || { /etc/init.d/lxd start && lxd waitready --timeout=120; }";
 const unitsOf = { lxd: ["lxd-containers.service", "lxd.socket", "lxd.service"], lxcfs: ["lxcfs.service"] };
 
 /** Commissioning: every addition is written down before it is made, so that a killed run leaves nothing unknown. */
@@ -131,6 +133,7 @@ async function installPackages(
     signal: context.signal,
     timeoutMillis: installMillis,
   });
+  if (missing.includes("lxd")) await host.run(startLxd, { signal: context.signal, timeoutMillis: 180_000 });
   return planned;
 }
 

@@ -70,6 +70,11 @@ describe("commissioning a bare host", () => {
       .not.toBe(startedAt);
   });
 
+  it("installs an LXD that answers at once", async () => {
+    await commission.apply(host, { owner: "p/s", install: "auto", kinds: ["lxd"] }, context);
+    expect(await run("curl -s --unix-socket /var/lib/lxd/unix.socket http://lxd/1.0")).toContain('"status":"Success"');
+  });
+
   it("is shared by stacks, and undone with the last", async () => {
     await commission.apply(host, { owner: "p/other", install: "auto", kinds: [] }, context);
     await commission.remove(host, "p/other", context);
