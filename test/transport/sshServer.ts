@@ -35,11 +35,15 @@ export function newKey(type: "ed25519" | "ecdsa" | "rsa" = "ed25519", passphrase
     });
     return { privateKey, publicKey };
   }
-  const pair =
-    type === "ecdsa"
-      ? ssh2.utils.generateKeyPairSync("ecdsa", { bits: 256 })
-      : ssh2.utils.generateKeyPairSync("ed25519", passphrase === undefined ? {} : { passphrase, cipher: "aes256-ctr", rounds: 4 });
-  return { privateKey: pair.private, publicKey: pair.public };
+  // now and then ssh2 writes a key that it cannot read itself
+  for (;;) {
+    const pair =
+      type === "ecdsa"
+        ? ssh2.utils.generateKeyPairSync("ecdsa", { bits: 256 })
+        : ssh2.utils.generateKeyPairSync("ed25519", passphrase === undefined ? {} : { passphrase, cipher: "aes256-ctr", rounds: 4 });
+    if (ssh2.utils.parseKey(pair.private, passphrase) instanceof Error) continue;
+    return { privateKey: pair.private, publicKey: pair.public };
+  }
 }
 
 export function blobOf(privateKey: string): Buffer {

@@ -147,8 +147,6 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
   });
 
   it("the link stays cut after the release: the copy waits, stopped, and runs on one node only when it heals", async () => {
-    const { link } = b;
-    b.fault = { step: "arrival.sealed", strike: () => setTimeout(() => link.cut(), 0) };
     a.fault = { step: "released", strike: () => b.link.cut() };
     await expect(a.moveTo(b)).rejects.toMatchObject({ code: "UNREACHABLE" });
     b.link.heal();
