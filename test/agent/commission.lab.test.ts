@@ -61,6 +61,13 @@ describe("commissioning a bare host", () => {
     expect(await (await connect()).info()).toMatchObject({ protocol: 1 });
   });
 
+  it("notices a package that was removed, and installs it again", async () => {
+    await run("dpkg --force-depends --purge genisoimage");
+    expect((await commission.observe(host, context))?.problems).toEqual(["package genisoimage is not installed"]);
+    await commission.apply(host, { owner: "p/s", install: "auto", kinds: [] }, context);
+    expect((await commission.observe(host, context))?.problems).toEqual([]);
+  });
+
   it("an agent that was killed comes back by itself", async () => {
     const agent = await connect();
     const { startedAt } = await agent.info();

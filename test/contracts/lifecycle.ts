@@ -103,7 +103,7 @@ export const lifecycle: Row[] = [
   },
   {
     title: "update: a volume is made, attached, detached, attached again with its data, and removed",
-    async run({ gateways, change }) {
+    async run({ gateways, change, look }) {
       const made = await change({ volume: { sizeMib: 16 } });
       expect(made, made.text).toMatchObject({ ok: true });
       await gateways.exec(["sh", "-c", "echo kept >/data/note && sync"]);
@@ -111,6 +111,10 @@ export const lifecycle: Row[] = [
       const again = await change({ volume: { sizeMib: 16 } });
       expect(again, again.text).toMatchObject({ ok: true });
       expect(await gateways.exec(["cat", "/data/note"])).toBe("kept\n");
+      const refreshed = await gateways.stack.refresh();
+      expect(refreshed, refreshed.text).toMatchObject({ ok: true });
+      const previewed = await look({});
+      expect(previewed, previewed.text).toMatchObject({ ok: true, steps: [] });
       const removed = await change({ volume: undefined });
       expect(removed, removed.text).toMatchObject({ ok: true });
     },
