@@ -180,20 +180,15 @@ async function startBuild(rest: Rest, guest: Guest, { fresh, progress }: { fresh
   }
 }
 
-/** Freezes a running guest, copies, and ends it before it can write again. */
+/** Ends a running guest, then copies: whoever wants it to go on starts it again. */
 async function quiesced(rest: Rest, guest: Guest, { state, progress }: { state: string; progress: Progress }): Promise<string> {
-  const files = filesOf(rest, guest, progress);
-  if (state === "stopped") return await packState(files, guest, progress);
-  if (state === "running") await change(rest, guest, { action: "freeze", progress });
+  // what is copied after the end is the last that was written; a frozen guest may still write while it is being killed
+  if (state !== "stopped") await change(rest, guest, { action: state === "running" ? "stop" : "kill", progress });
   try {
-    const path = await packState(files, guest, progress);
-    await change(rest, guest, { action: "kill", progress });
-    return path;
+    return await packState(filesOf(rest, guest, progress), guest, progress);
   } catch (error) {
-    if (state === "running")
-      await change(rest, guest, { action: "unfreeze", progress: { ...progress, signal: AbortSignal.timeout(30_000) } }).catch(
-        () => undefined,
-      );
+    const later = { ...progress, signal: AbortSignal.timeout(60_000) };
+    if (state === "running") await start(rest, guest, later).catch(() => undefined);
     throw error;
   }
 }

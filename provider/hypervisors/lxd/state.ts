@@ -10,7 +10,7 @@ import type { Guest, Progress } from "../types.ts";
 import { makeDirectory, makeParents, makeSymlink, readPath, removeTree, writeFile, type Files } from "./files.ts";
 import { addEntry, asError, readTar, type TarEntry } from "./tarStreams.ts";
 
-/** Copies the state files of a guest that does not run (frozen or stopped) into a tar on disk. */
+/** Copies the state files of a guest that is stopped into a tar on disk. */
 export async function packState(files: Files, guest: Guest, progress: Progress): Promise<string> {
   const path = join(guest.directory, "export", "state.tar");
   await mkdir(dirname(path), { recursive: true });

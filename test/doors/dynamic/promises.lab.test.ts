@@ -30,7 +30,7 @@ describe("what is promised to everybody", () => {
       while (watching) {
         for (const name of ["gw1", "gw2"] as const) {
           const { stdout } = await gateways.lab.hosts[name].exec(
-            "ps -eww -o args; cat /var/lib/cloudlet/instances/*/departure.json 2>/dev/null",
+            "ps -eww -o args; cat /var/lib/cloudlet/moves/*/departure.json 2>/dev/null",
           );
           processes.push(stdout.replace(/\{"epoch".*/s, ""));
           const token = /"token":"([^"]+)"/.exec(stdout)?.[1];
@@ -39,13 +39,16 @@ describe("what is promised to everybody", () => {
       }
     })();
     const texts: string[] = [];
-    for (const at of ["gw1", "gw2"] as const) {
-      const outcome = await gateways.up({ ...declared, at });
-      expect(outcome, outcome.text).toMatchObject({ ok: true });
-      texts.push(outcome.text, outcome.status.join("\n"));
+    try {
+      for (const at of ["gw1", "gw2"] as const) {
+        const outcome = await gateways.up({ ...declared, at });
+        expect(outcome, outcome.text).toMatchObject({ ok: true });
+        texts.push(outcome.text, outcome.status.join("\n"));
+      }
+    } finally {
+      watching = false;
+      await watch;
     }
-    watching = false;
-    await watch;
     expect(tokens.size, "the watch saw the one-time token while the move ran").toBeGreaterThan(0);
     const state = await gateways.storedText();
     const logs = "/var/lib/cloudlet /var/log /run/cloudlet /etc/cloudlet /tmp";
