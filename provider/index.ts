@@ -1,4 +1,3 @@
-import type { ResourceDefinition } from "./core/define.ts";
 import { cloudlet } from "./resources/cloudlet/index.ts";
 import { edgeCluster } from "./resources/edgeCluster.ts";
 import { hypervisor } from "./resources/hypervisor.ts";
@@ -7,5 +6,3 @@ import { volume } from "./resources/volume.ts";
 
 /** Every resource of the provider. */
 export const resources = [edgeCluster, node, hypervisor, cloudlet, volume] as const;
-
-export const resourceByToken: ReadonlyMap<string, ResourceDefinition> = new Map(resources.map((resource) => [resource.token, resource]));

@@ -11,7 +11,6 @@ import { createLab, type Lab } from "./lab/lab.ts";
 
 export type Kind = "kvm" | "lxd";
 export type GatewayName = "gw1" | "gw2";
-export type Door = "dynamic";
 
 /** What a test program declares; everything else follows. */
 export interface Declaration {
