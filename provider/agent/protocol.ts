@@ -91,6 +91,95 @@ export const readySchema = z.object({
 });
 export type Ready = z.infer<typeof readySchema>;
 
+// --- synthesis -------------------------------------------------------------------------------------
+
+/** What the saved memory of a guest can be resumed on. */
+export const machineSchema = z.strictObject({
+  type: z.string().min(1).describe("QEMU's machine type, pinned."),
+  accelerator: z.enum(["kvm", "tcg"]),
+  cpu: z.strictObject({
+    model: z.string().min(1).describe("QEMU's processor model."),
+    flags: z
+      .array(z.string())
+      .describe("Flags that the node's processor must have, in the words of /proc/cpuinfo; none under software emulation."),
+  }),
+  cores: z.int().min(1),
+  memoryMib: z.int().min(1),
+});
+export type Machine = z.infer<typeof machineSchema>;
+
+/** The rungs of the start ladder. `resume`: all local. `lazy`: resumed while the overlay is still coming. `boot`: from the disk. */
+export const rungSchema = z.enum(["resume", "lazy", "boot"]);
+export type Rung = z.infer<typeof rungSchema>;
+
+/** What the start of a cloudlet cost, and how it went. */
+export const provisionSchema = z.object({
+  rung: rungSchema,
+  reason: z.string().describe("Why this rung and no better one."),
+  totalMillis: z.int().describe("Until nothing was missing on the node any more."),
+  firstReplyMillis: z.int().describe("Until the first successful readiness check."),
+  bytesTransferred: z.int().describe("Bytes that came to the node for this start."),
+  bytesAvoided: z.int().describe("Bytes of base and overlay that the node already had."),
+  verified: z.boolean().describe("Whether every byte that was used had been compared with its digest."),
+});
+export type Provision = z.infer<typeof provisionSchema>;
+
+/** A node that hands out blobs: how another node's agent reaches it. The token is secret and travels through SSH only. */
+export const offerSchema = z.object({
+  node: z.string(),
+  addresses: z.array(z.string()).describe("Tried in order."),
+  port: z.int(),
+  certificate: digestSchema.describe("SHA-256 of its certificate in DER form."),
+  token: z.string(),
+  /** Port of the taker's own loopback that leads to it, for as long as the operator is there. */
+  relayPort: z.int().optional(),
+});
+export type Offer = z.infer<typeof offerSchema>;
+
+/** What an overlay is built from; the same makings give the same overlay, which is then not built again. */
+export const makingsSchema = z.object({
+  kind: kindSchema,
+  base: digestSchema,
+  /** The base's own memory, which the build resumes from. */
+  parent: digestSchema.optional(),
+  resources: z.object({ cores: z.int(), memoryMib: z.int(), diskMib: z.int() }),
+  files: z.array(z.object({ path: z.string(), content: z.string().describe("base64"), mode: z.int() })),
+  environment: z.record(z.string(), z.string()),
+  /** Shell script run in the guest once the files are there. */
+  script: z.string().optional(),
+  userData: z.string().optional(),
+  ready: z.lazy(() => readySchema),
+});
+export type Makings = z.infer<typeof makingsSchema>;
+
+/** An overlay on a node. */
+export const overlayStatusSchema = z.object({
+  digest: digestSchema.describe("Of its manifest: its identity."),
+  kind: kindSchema,
+  base: digestSchema,
+  parent: digestSchema.optional(),
+  resources: z.object({ cores: z.int(), memoryMib: z.int(), diskMib: z.int() }),
+  machine: machineSchema.optional(),
+  bytes: z.int().describe("Size of its blobs."),
+  diskBytes: z.int().describe("Changed blocks of the disk, decompressed."),
+  memoryBytes: z.int().describe("Changed pages of the memory, decompressed."),
+  buildMillis: z.int().optional(),
+});
+export type OverlayStatus = z.infer<typeof overlayStatusSchema>;
+
+/** An image on a node. */
+export const imageStatusSchema = z.object({
+  digest: digestSchema,
+  kind: kindSchema,
+  format: z.enum(["qcow2", "raw", "vmdk", "vhdx", "tar"]),
+  bytes: z.int(),
+  virtualBytes: z.int(),
+  owners: z.array(z.string()),
+});
+export type ImageStatus = z.infer<typeof imageStatusSchema>;
+
+// --- cloudlets, continued --------------------------------------------------------------------------
+
 export const instanceSpecSchema = z.object({
   id: idSchema,
   owner: z.string().describe("project/stack that declared it."),
@@ -106,6 +195,10 @@ export const instanceSpecSchema = z.object({
   volumes: z.array(z.object({ id: idSchema, path: z.string() })),
   stateFiles: z.array(z.string()),
   ready: readySchema.optional(),
+  /** The overlay it is synthesised from (or, of a base with memory, that memory). */
+  overlay: z.object({ digest: digestSchema }).optional(),
+  /** What becomes of a guest that was started before its overlay had arrived, and whose source falls silent. */
+  hydrate: z.object({ timeoutSeconds: z.int(), onTimeout: z.enum(["wait", "boot"]) }).optional(),
 });
 export type InstanceSpec = z.infer<typeof instanceSpecSchema>;
 
@@ -132,6 +225,11 @@ export const instanceStatusSchema = z.object({
   console: z.string().describe("Last lines of the console, for messages."),
   leaving: z.boolean().optional().describe("It was given away, and the other node has not answered yet."),
   lastMove: z.lazy(() => moveReportSchema).optional(),
+  provision: provisionSchema.optional().describe("How it was last made or started from its overlay."),
+  hydration: z
+    .object({ present: z.int(), total: z.int(), state: z.enum(["coming", "waiting"]), reason: z.string() })
+    .optional()
+    .describe("Of one whose overlay is still coming: bytes that are here and in all. waiting: the source is silent."),
 });
 export type InstanceStatus = z.infer<typeof instanceStatusSchema>;
 
@@ -182,13 +280,36 @@ export const verbs = {
   "hypervisor.apply": { args: hypervisorSpecSchema, result: hypervisorStatusSchema },
   "hypervisor.remove": { args: z.object({ owner: z.string() }), result: nothing },
   /** `fresh`: the caller knows of no cloudlet of this id, so a note that one moved away does not forbid it. */
-  "instance.apply": { args: z.object({ spec: instanceSpecSchema, fresh: z.boolean() }), result: instanceStatusSchema },
+  "instance.apply": {
+    args: z.object({ spec: instanceSpecSchema, fresh: z.boolean(), offers: z.array(offerSchema).optional() }),
+    result: instanceStatusSchema,
+  },
   "instance.remove": { args: byIdAndOwner, result: nothing },
   "instance.restart": { args: byId, result: instanceStatusSchema },
   "instance.snapshot": { args: byId.extend({ snapshot: idSchema }), result: nothing },
   "instance.restore": { args: byId.extend({ snapshot: idSchema }), result: instanceStatusSchema },
   "volume.apply": { args: z.object({ spec: volumeSpecSchema, awaited: z.boolean() }), result: volumeStatusSchema },
   "volume.remove": { args: byIdAndOwner.extend({ retain: z.boolean() }), result: nothing },
+  /** On a node that has blobs: let another node take them, until `seconds` have passed. */
+  "blobs.offer": {
+    args: z.object({ digests: z.array(digestSchema), seconds: z.int() }),
+    result: offerSchema.omit({ node: true, relayPort: true }),
+  },
+  /** On a node that lacks blobs: take them from the first offer that has them. Returns what was really transferred. */
+  "blobs.fetch": {
+    args: z.object({ digests: z.array(digestSchema), offers: z.array(offerSchema) }),
+    result: z.object({ bytesTransferred: z.int(), bytesAvoided: z.int(), from: z.array(z.string()) }),
+  },
+  /** Keeps an image that is in the store for an owner, once it has been looked into. */
+  "image.keep": { args: z.object({ name: z.string(), owner: z.string(), digest: digestSchema }), result: imageStatusSchema },
+  "image.release": { args: z.object({ name: z.string(), owner: z.string() }), result: nothing },
+  /** Builds an overlay here and keeps it for an owner; one that was built from the same makings is taken as it is. */
+  "overlay.build": { args: z.object({ name: z.string(), owner: z.string(), makings: makingsSchema }), result: overlayStatusSchema },
+  /** Keeps an overlay whose blobs are in the store (adopted, imported, taken from another node). */
+  "overlay.keep": { args: z.object({ name: z.string(), owner: z.string(), digest: digestSchema }), result: overlayStatusSchema },
+  "overlay.release": { args: z.object({ name: z.string(), owner: z.string() }), result: nothing },
+  /** Compares the recombined images of an overlay with the digests that it was sealed with. */
+  "overlay.verify": { args: z.object({ digest: digestSchema }), result: z.object({ bytes: z.int() }) },
   /** On the target: reserve, open the data port, return what the source needs to connect. */
   "move.prepare": {
     args: z.object({ spec: instanceSpecSchema, epoch: z.int(), from: z.string() }),
@@ -263,6 +384,9 @@ export type InstanceExecResult = z.infer<typeof execResultSchema>;
  *   POST   /v1/instances/ID/exec            ExecRequest -> InstanceExecResult
  *   GET    /v1/volumes/ID                   VolumeStatus, 404
  *   HEAD   /v1/blobs/DIGEST                 200 or 404
+ *   GET    /v1/blobs/DIGEST                 the bytes, 404
+ *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
+ *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404
  *   PUT    /v1/blobs/DIGEST                 body = bytes; verified, then visible; 201, or 422 INTEGRITY
  *   GET    /v1/jobs/JOB/events?from=SEQ     application/x-ndjson of JobEvent until the job has ended
  *   PUT    /v1/jobs/JOB                     JobRequest; attaches when JOB is running, else starts it

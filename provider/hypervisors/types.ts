@@ -1,5 +1,5 @@
 import type { Readable } from "node:stream";
-import type { InstanceExecResult, InstanceSpec, Kind } from "../agent/protocol.ts";
+import type { InstanceExecResult, InstanceSpec, Kind, Machine } from "../agent/protocol.ts";
 
 /** What a hypervisor may lack; a cloudlet that needs a missing one is refused in preview, by this name. */
 export const abilities = ["userData", "suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles"] as const;
@@ -42,6 +42,65 @@ export interface Part {
   format: "raw" | "tar";
 }
 
+/** Where an image that lies below a guest's own disk or memory is read from. */
+export type Layer =
+  | { file: string }
+  /** A qcow2 file that is still arriving: its bytes are served at this unix socket, under this export name. */
+  | {
+      nbd: string;
+      exportName: string;
+      /** The file or image that it stands on, absolute; absent for memory over nothing. */ below?: string;
+    };
+
+/** An overlay, recombined (or still arriving) on this node: what a guest is resumed from. All paths are absolute. */
+export interface Origin {
+  disk: Layer;
+  memory: Layer;
+  /** Device state, as QEMU saved it. */
+  state: string;
+  seed: string;
+  machine: Machine;
+  /** What the guest in the saved memory believes to be its network. */
+  network: { mac: string; address: string };
+}
+
+/** A guest at one instant, not running, still on disk: what an overlay is sealed from. All paths are absolute. */
+export interface Frozen {
+  /** The guest's own layer (qcow2) over what lies below. */
+  disk: string;
+  /** The whole memory, a sparse plain file. */
+  memory: string;
+  state: string;
+  seed: string;
+  machine: Machine;
+}
+
+/** What a hypervisor that can save memory does for synthesis (kvm). */
+export interface Synthesis {
+  /** What a guest started here now would be: accelerator, processor, machine type. */
+  machine(resources: { cores: number; memoryMib: number }): Promise<Machine>;
+  /** Starts a guest made by `ensure` with its memory in a plain file, so that it can be frozen; over `origin` where it is resumed from a base's memory. */
+  startForFreeze(guest: Guest, origin: Origin | undefined, progress: Progress): Promise<void>;
+  /** Has the guest give back what it does not need (trim, free pages), stops it at one instant, and ends its process. */
+  freeze(guest: Guest, progress: Progress): Promise<Frozen>;
+  /** Makes the guest over an overlay and resumes it; returns once it runs. With `settle` to come where a layer is still arriving. */
+  resume(guest: Guest, origin: Origin, progress: Progress): Promise<void>;
+  /** Makes the guest, stopped, so that it boots from its disk over this image. */
+  makeOver(guest: Guest, disk: string, progress: Progress): Promise<void>;
+  /** The layers have arrived: a running guest reads them from these files from now on. Run again, it does nothing. */
+  settle(guest: Guest, files: { disk: string; memory: string }, progress: Progress): Promise<void>;
+  /** Holds a running guest still while its source is silent, and lets it go on. */
+  hold(guest: Guest, held: boolean): Promise<void>;
+}
+
+/** What a hypervisor without memory of its own does for synthesis (lxd): the delta of the root file system as a tar, with whiteouts. */
+export interface RootDelta {
+  /** Of a stopped guest made by `ensure`: what differs from its base, deterministic. */
+  rootDelta(guest: Guest, progress: Progress): Promise<Readable>;
+  /** Makes the guest, stopped, from its base and such a delta. */
+  makeFromDelta(guest: Guest, delta: { digest: string; path: string }, progress: Progress): Promise<void>;
+}
+
 /**
  * What every hypervisor does, on the node. All methods are idempotent, have deadlines, and throw CloudletError:
  * UNREACHABLE when the hypervisor is silent (never `undefined`), NOT_FOUND when the guest is not there and must be,
@@ -49,6 +108,8 @@ export interface Part {
  */
 export interface Driver {
   readonly kind: Kind;
+  readonly synthesis?: Synthesis;
+  readonly rootDelta?: RootDelta;
   /** Version of the hypervisor, and how guests execute on it. */
   describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none" }>;
   /** undefined = the hypervisor answered and has no such guest. */

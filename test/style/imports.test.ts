@@ -29,9 +29,20 @@ const rules: Rule[] = [
   { files: /^provider\/agent\/drivers\.ts$/, may: [/^provider\/(agent|hypervisors)\//, core] },
   {
     files: /^provider\/agent\//,
-    may: [/^provider\/agent\/(?!client|connect|install|agentService)/, /^provider\/core\/errors\.ts$/, driverContract, /^zod$/, builtins],
+    may: [
+      /^provider\/agent\/(?!client|connect|install|agentService)/,
+      /^provider\/synthesis\//,
+      /^provider\/core\/errors\.ts$/,
+      driverContract,
+      /^zod$/,
+      builtins,
+    ],
   },
   { files: driverContract, may: [protocol, builtins] },
+  {
+    files: /^provider\/synthesis\//,
+    may: [/^provider\/synthesis\//, /^provider\/agent\/(protocol|durable|process)\.ts$/, /^provider\/core\/errors\.ts$/, /^zod$/, builtins],
+  },
   ...["lxd", "qemu"].map((kind) => ({
     files: new RegExp(`^provider/hypervisors/${kind}/`),
     may: [
