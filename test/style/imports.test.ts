@@ -34,6 +34,7 @@ const rules: Rule[] = [
       /^provider\/synthesis\//,
       /^provider\/core\/errors\.ts$/,
       driverContract,
+      /^provider\/hypervisors\/qemu\/rawView\.ts$/,
       /^zod$/,
       builtins,
     ],

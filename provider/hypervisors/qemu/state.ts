@@ -1,8 +1,6 @@
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
-import { setTimeout as delay } from "node:timers/promises";
-import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest, Progress } from "../types.ts";
 import { checkExt, dumpTree, findExt, writeTree } from "./extFilesystem.ts";
@@ -11,6 +9,7 @@ import { guestFiles, mustExist } from "./guestFiles.ts";
 import { end, observe, start, stop, withQmp } from "./lifecycle.ts";
 import type { Surroundings } from "./lifecycle.ts";
 import { pause } from "./qmpCommands.ts";
+import { withRawView } from "./rawView.ts";
 import { tarAndRemove, untar } from "./tarDirectory.ts";
 
 /**
@@ -62,22 +61,9 @@ async function quiesceAndEnd(guest: Guest, around: Surroundings, progress: Progr
   await end(guest);
 }
 
-/** Shows the qcow2 overlay as a raw file through FUSE: nothing is copied, and writes go where the guest's own would. */
-async function withDiskView<T>(guest: Guest, progress: Progress, work: (device: string) => Promise<T>): Promise<T> {
-  const place = await mkdtemp("/run/cloudlet-view-");
-  const view = join(place, "disk.raw");
-  const pidFile = join(place, "pid");
-  await writeFile(view, "");
-  const nodes = [
-    { driver: "file", "node-name": "file", filename: guestFiles(guest).disk },
-    { driver: "qcow2", "node-name": "disk", file: "file" },
-  ].flatMap((node) => ["--blockdev", JSON.stringify(node)]);
-  const fuse = JSON.stringify({ type: "fuse", id: "view", "node-name": "disk", mountpoint: view, writable: true });
-  try {
-    await run(["qemu-storage-daemon", ...nodes, "--export", fuse, "--pidfile", pidFile, "--daemonize"], {
-      timeoutMillis: 30_000,
-      signal: progress.signal,
-    });
+/** Writes go where the guest's own would. */
+function withDiskView<T>(guest: Guest, progress: Progress, work: (device: string) => Promise<T>): Promise<T> {
+  return withRawView(guestFiles(guest).disk, { format: "qcow2", writable: true, signal: progress.signal }, async (view) => {
     const offset = await findExt(view);
     if (offset === undefined)
       throw new CloudletError(
@@ -87,27 +73,6 @@ async function withDiskView<T>(guest: Guest, progress: Progress, work: (device: 
       );
     const device = `${view}?offset=${String(offset)}`;
     await checkExt(device, progress.signal);
-    return await work(device);
-  } finally {
-    await endDaemon(pidFile);
-    await rm(place, { recursive: true, force: true });
-  }
-}
-
-async function endDaemon(pidFile: string): Promise<void> {
-  const pid = Number(await readFile(pidFile, "utf8").catch(() => ""));
-  if (!(pid > 1)) return;
-  const alive = () => {
-    try {
-      return process.kill(pid, 0);
-    } catch {
-      return false;
-    }
-  };
-  if (alive()) process.kill(pid, "SIGTERM");
-  const deadline = Date.now() + 10_000;
-  while (alive()) {
-    if (Date.now() > deadline) throw new CloudletError("TIMEOUT", "the view of a guest's disk was not closed within 10 s");
-    await delay(10);
-  }
+    return work(device);
+  });
 }
