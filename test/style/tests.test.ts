@@ -12,6 +12,7 @@ const suites: { files: RegExp; suite: string }[] = [
   { files: /^provider\/agent\/(agentService|install)/, suite: "test/agent/commission.lab.test.ts" },
   { files: /^provider\/agent\/moves\//, suite: "test/agent/moves/crash.test.ts" },
   { files: /^provider\/agent\//, suite: "test/agent/server.test.ts" },
+  { files: /^provider\/synthesis\/[^/]+$/, suite: "test/synthesis/layer.test.ts" },
   { files: /^provider\/hypervisors\/lxd\//, suite: "test/hypervisors/lxd/driver.lab.test.ts" },
   { files: /^provider\/hypervisors\/qemu\//, suite: "test/hypervisors/qemu/driver.lab.test.ts" },
 ];

@@ -1,0 +1,28 @@
+import path from "node:path";
+
+export type ImageName = "disk" | "memory";
+export const imageNames: readonly ImageName[] = ["disk", "memory"];
+export type FileName = "state" | "seed" | "delta";
+
+export interface LayerFiles extends Record<ImageName | FileName, string> {
+  /** Written last: where it is, the layer is whole. */
+  manifest: string;
+  /** Which chunks are in the layer for good, while it is still arriving. */
+  arrived: string;
+}
+
+/** What is where in the directory of a layer. */
+export function layerFiles(directory: string): LayerFiles {
+  return {
+    disk: path.join(directory, "disk.qcow2"),
+    memory: path.join(directory, "memory.qcow2"),
+    state: path.join(directory, "state"),
+    seed: path.join(directory, "seed.iso"),
+    delta: path.join(directory, "delta.tar"),
+    manifest: path.join(directory, "manifest.json"),
+    arrived: path.join(directory, "arrived"),
+  };
+}
+
+/** The images that a layer stands on, in whatever format they are; absent = zeros. */
+export type LayersBelow = Partial<Record<ImageName, { file: string; format: string }>>;
