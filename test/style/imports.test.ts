@@ -56,7 +56,7 @@ const rules: Rule[] = [
     ],
     types: [transportContract],
   })),
-  { files: /^provider\/local\//, may: [/^provider\/local\//, core, /^tar-stream$/, builtins] },
+  { files: /^provider\/local\//, may: [/^provider\/local\//, core, /^(tar-stream|zod)$/, builtins] },
   {
     files: /^provider\/resources\/cloudlet\//,
     may: [/^provider\/resources\/(cloudlet\/|shared\.ts)/, core, protocol, driverContract, /^zod$/],
@@ -143,6 +143,7 @@ const environmentReaders: Record<string, string> = {
   "provider/agent/main.ts": "where a test puts the agent's data and socket",
   "provider/agent/process.ts": "children inherit it",
   "provider/hypervisors/qemu/seed.ts": "which of two programs is on the node",
+  "provider/local/registry/credentials.ts": "where docker keeps its settings",
   "provider/transport/operator.ts": "the operator's SSH agent and known hosts",
 };
 

@@ -60,7 +60,7 @@ export async function startSshd({ setup, extra = [] }: { setup?: string; extra?:
   await writeFile(file("start"), setup === undefined ? "" : `${privateCopies(file("copies"))}\n${setup}\n`);
   const command = `set -e; . ${file("start")}; exec /usr/sbin/sshd -D -e -f ${file("sshd_config")}`;
   const sshd = spawn("unshare", ["-m", "sh", "-c", command], { stdio: "ignore" });
-  await answering(port);
+  await answering(port, "sshd");
   return {
     directory,
     port,
@@ -91,7 +91,7 @@ mount -t overlay -o lowerdir=${path},upperdir=${directory}/${name}/up,workdir=${
   return `mkdir -p ${directory}\nmount -t tmpfs none ${directory}\n${overlay("/etc", "etc")}\n${overlay("/var/lib", "lib")}`;
 }
 
-async function answering(port: number): Promise<void> {
+export async function answering(port: number, what: string): Promise<void> {
   for (let attempt = 0; attempt < 100; attempt += 1) {
     const open = await new Promise<boolean>((resolve) => {
       const socket = connect(port, "127.0.0.1");
@@ -104,7 +104,7 @@ async function answering(port: number): Promise<void> {
     if (open) return;
     await pause(50);
   }
-  throw new Error(`sshd did not listen on port ${String(port)} within 5 s`);
+  throw new Error(`${what} did not listen on port ${String(port)} within 5 s`);
 }
 
 async function endChildren(sshd: ChildProcess): Promise<void> {
