@@ -42,12 +42,13 @@ export class Hypervisors {
   async status(): Promise<HypervisorStatus | undefined> {
     const spec = await this.current();
     if (spec === undefined) return undefined;
-    const { version, accelerator } = await this.describe();
+    const { version, accelerator, machineTypes } = await this.describe();
     return {
       kind: spec.kind,
       owners: spec.owners,
       version,
       accelerator,
+      machineTypes,
       abilities: [...abilitiesOf[spec.kind]],
       cloudlets: await this.#owned(),
     };
@@ -74,7 +75,7 @@ export class Hypervisors {
 
   async describe(): Promise<Description> {
     const spec = await this.current();
-    if (spec === undefined) return { version: "", accelerator: "none" };
+    if (spec === undefined) return { version: "", accelerator: "none", machineTypes: [] };
     const driver = await this.driver(spec.kind);
     if (this.#description === undefined || Date.now() - this.#description.at > descriptionMillis) {
       this.#description = { at: Date.now(), value: await driver.describe() };

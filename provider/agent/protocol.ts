@@ -73,6 +73,7 @@ export const hypervisorStatusSchema = z.object({
   owners: z.array(z.string()).describe("Every project/stack that declared it; the last one to go removes it."),
   version: z.string(),
   accelerator: z.enum(["kvm", "tcg", "none"]).describe("kvm = hardware, tcg = software emulation, none = containers."),
+  machineTypes: z.array(z.string()).describe("QEMU's machine types there, aliases left out; none for containers."),
   abilities: z.array(z.string()),
   cloudlets: z.array(z.string()).describe("Ids of the cloudlets that this node owns."),
 });
@@ -131,7 +132,7 @@ export const offerSchema = z.object({
   port: z.int(),
   certificate: digestSchema.describe("SHA-256 of its certificate in DER form."),
   token: z.string(),
-  /** Port of the taker's own loopback that leads to it, for as long as the operator is there. */
+  /** Port of the taker's own loopback that leads to it, for as long as the operator is there; tried when no address answers. */
   relayPort: z.int().optional(),
 });
 export type Offer = z.infer<typeof offerSchema>;
@@ -167,6 +168,10 @@ export const overlayStatusSchema = z.object({
 });
 export type OverlayStatus = z.infer<typeof overlayStatusSchema>;
 
+/** How what is kept on a node came there: bytes that were sent, and by whom; a node's name, or `operator`. */
+export const arrivalSchema = z.object({ bytesTransferred: z.int(), from: z.string() });
+export type Arrival = z.infer<typeof arrivalSchema>;
+
 /** An image on a node. */
 export const imageStatusSchema = z.object({
   digest: digestSchema,
@@ -175,10 +180,9 @@ export const imageStatusSchema = z.object({
   bytes: z.int(),
   virtualBytes: z.int(),
   owners: z.array(z.string()),
+  arrival: arrivalSchema.optional().describe("As it was when this digest was kept last; absent where nothing had to be sent."),
 });
 export type ImageStatus = z.infer<typeof imageStatusSchema>;
-
-// --- cloudlets, continued --------------------------------------------------------------------------
 
 export const instanceSpecSchema = z.object({
   id: idSchema,
@@ -273,6 +277,7 @@ export type MoveReport = z.infer<typeof moveReportSchema>;
 
 const nothing = z.object({});
 const byId = z.object({ id: idSchema });
+const kept = z.object({ name: z.string(), owner: z.string() });
 const byIdAndOwner = byId.extend({ owner: z.string() });
 
 /** What an agent does as a job: `PUT /v1/jobs/JOB {verb, args}`. Every verb is idempotent: run again after a crash, it continues. */
@@ -290,24 +295,24 @@ export const verbs = {
   "instance.restore": { args: byId.extend({ snapshot: idSchema }), result: instanceStatusSchema },
   "volume.apply": { args: z.object({ spec: volumeSpecSchema, awaited: z.boolean() }), result: volumeStatusSchema },
   "volume.remove": { args: byIdAndOwner.extend({ retain: z.boolean() }), result: nothing },
-  /** On a node that has blobs: let another node take them, until `seconds` have passed. */
+  /** On a node that has blobs: let another node take them, until `seconds` have passed. An overlay's digest stands for all its blobs. */
   "blobs.offer": {
     args: z.object({ digests: z.array(digestSchema), seconds: z.int() }),
     result: offerSchema.omit({ node: true, relayPort: true }),
   },
-  /** On a node that lacks blobs: take them from the first offer that has them. Returns what was really transferred. */
+  /** On a node that lacks blobs: take them from the first offer that has them. An overlay's digest stands for all its blobs. Returns what was really transferred. */
   "blobs.fetch": {
     args: z.object({ digests: z.array(digestSchema), offers: z.array(offerSchema) }),
     result: z.object({ bytesTransferred: z.int(), bytesAvoided: z.int(), from: z.array(z.string()) }),
   },
-  /** Keeps an image that is in the store for an owner, once it has been looked into. */
-  "image.keep": { args: z.object({ name: z.string(), owner: z.string(), digest: digestSchema }), result: imageStatusSchema },
-  "image.release": { args: z.object({ name: z.string(), owner: z.string() }), result: nothing },
+  /** Keeps an image that is in the store for an owner, once it has been looked into. Without `arrival`, what is known of an earlier one stays. */
+  "image.keep": { args: kept.extend({ digest: digestSchema, arrival: arrivalSchema.optional() }), result: imageStatusSchema },
+  "image.release": { args: kept, result: nothing },
   /** Builds an overlay here and keeps it for an owner; one that was built from the same makings is taken as it is. */
-  "overlay.build": { args: z.object({ name: z.string(), owner: z.string(), makings: makingsSchema }), result: overlayStatusSchema },
+  "overlay.build": { args: kept.extend({ makings: makingsSchema }), result: overlayStatusSchema },
   /** Keeps an overlay whose blobs are in the store (adopted, imported, taken from another node). */
-  "overlay.keep": { args: z.object({ name: z.string(), owner: z.string(), digest: digestSchema }), result: overlayStatusSchema },
-  "overlay.release": { args: z.object({ name: z.string(), owner: z.string() }), result: nothing },
+  "overlay.keep": { args: kept.extend({ digest: digestSchema }), result: overlayStatusSchema },
+  "overlay.release": { args: kept, result: nothing },
   /** Compares the recombined images of an overlay with the digests that it was sealed with. */
   "overlay.verify": { args: z.object({ digest: digestSchema }), result: z.object({ bytes: z.int() }) },
   /** On the target: reserve, open the data port, return what the source needs to connect. */
@@ -383,7 +388,7 @@ export type InstanceExecResult = z.infer<typeof execResultSchema>;
  *   GET    /v1/instances/ID/log?lines=N     text/plain
  *   POST   /v1/instances/ID/exec            ExecRequest -> InstanceExecResult
  *   GET    /v1/volumes/ID                   VolumeStatus, 404
- *   HEAD   /v1/blobs/DIGEST                 200 or 404
+ *   HEAD   /v1/blobs/DIGEST                 200 or 404; an overlay's digest: 200 only when its index and pack are there too
  *   GET    /v1/blobs/DIGEST                 the bytes, 404
  *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
  *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404

@@ -20,8 +20,36 @@ export interface Context {
     connection: ConnectionSettings,
     remote?: { address: string; clientCertificate: string; clientKey: string; serverCertificate: string },
   ): Promise<Rest>;
-  /** Files of the operator's machine. */
-  local: { open(path: string): Promise<LocalBlob>; openDirectory(path: string): Promise<LocalBlob> };
+  local: Local;
+}
+
+/** Where the operator's machine has an image from; exactly one of the four. Paths are the operator's. */
+export type ImageSource =
+  | { file: string }
+  | { url: string }
+  /** A shell command, run in a copy of a directory, that writes the image to the path in `$CLOUDLET_IMAGE`. */
+  | { build: { context: string; command: string } }
+  /** An OCI reference. */
+  | { image: string };
+
+/** An overlay that was exported to a file, or pushed to a registry. */
+export type OverlaySource = { file: string } | { image: string };
+
+export interface AcquireOptions {
+  /** What the content must be: INTEGRITY where it differs. What is in this machine's cache under it is not fetched again. */
+  digest?: string | undefined;
+  signal: AbortSignal;
+  status(text: string): void;
+}
+
+/** What the operator's machine has, or gets from elsewhere. */
+export interface Local {
+  open(path: string): Promise<LocalBlob>;
+  openDirectory(path: string): Promise<LocalBlob>;
+  /** An image, downloaded, built or pulled first where it must be; kept in this machine's cache for as long as the blob is used. */
+  acquire(source: ImageSource, options: AcquireOptions): Promise<LocalBlob>;
+  /** An overlay: the digest of its manifest, and its blobs in the order in which a node should get them, the manifest last. */
+  acquireOverlay(source: OverlaySource, options: AcquireOptions): Promise<{ digest: string; blobs: LocalBlob[] }>;
 }
 
 export interface LocalBlob {

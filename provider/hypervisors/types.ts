@@ -110,8 +110,8 @@ export interface Driver {
   readonly kind: Kind;
   readonly synthesis?: Synthesis;
   readonly rootDelta?: RootDelta;
-  /** Version of the hypervisor, and how guests execute on it. */
-  describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none" }>;
+  /** Version of the hypervisor, how guests execute on it, and which machine types it has. */
+  describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none"; machineTypes: string[] }>;
   /** undefined = the hypervisor answered and has no such guest. */
   observe(guest: Guest): Promise<GuestState | undefined>;
   /** Makes the guest, stopped. An existing one is brought to the spec: limits, files, environment, disk size; a restart is the agent's business. Returns whether a running or suspended guest must restart for the change to show. */

@@ -2,13 +2,13 @@ import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import type { Readable } from "node:stream";
-import type { Context, LocalBlob } from "../core/context.ts";
+import type { Local, LocalBlob } from "../core/context.ts";
 import type { CheckContext } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
 import { packDirectory } from "./directory.ts";
 
 /** Files and directories of the operator's machine, as blobs with a digest. */
-export const local: Context["local"] = {
+export const local: Local = {
   async open(path) {
     const found = await statOf(path);
     if (!found.isFile()) throw new CloudletError("INVALID", `${path} is not a file`, { fix: "name a file" });
@@ -18,6 +18,17 @@ export const local: Context["local"] = {
     const found = await statOf(path);
     if (!found.isDirectory()) throw new CloudletError("INVALID", `${path} is not a directory`, { fix: "name a directory" });
     return blobOf(path, () => packDirectory(path));
+  },
+  async acquire(source, { digest }) {
+    if (!("file" in source)) throw new CloudletError("UNSUPPORTED", `an image comes from a file, not from ${Object.keys(source).join()}`);
+    const blob = await local.open(source.file);
+    if (digest === undefined || blob.digest === digest) return blob;
+    throw new CloudletError("INTEGRITY", `${source.file} has the digest ${blob.digest}, and ${digest} is expected`, {
+      fix: "correct the digest or the content",
+    });
+  },
+  async acquireOverlay(source) {
+    throw new CloudletError("UNSUPPORTED", `an overlay is built, not taken from ${Object.keys(source).join()}`);
   },
 };
 

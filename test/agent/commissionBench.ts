@@ -92,6 +92,6 @@ function contextOf(warnings: string[]): Context {
     agent: refuse,
     lxd: refuse,
     commission: { apply: refuse, observe: refuse, remove: refuse },
-    local: { open: refuse, openDirectory: refuse },
+    local: { open: refuse, openDirectory: refuse, acquire: refuse, acquireOverlay: refuse },
   };
 }

@@ -27,8 +27,13 @@ export class FakeDriver implements Driver {
     this.kind = kind;
   }
 
-  describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none" }> {
-    return this.#answer("describe", () => ({ version: "1.0", accelerator: this.kind === "kvm" ? "tcg" : "none" }), true);
+  describe(): ReturnType<Driver["describe"]> {
+    const kvm = this.kind === "kvm";
+    return this.#answer(
+      "describe",
+      () => ({ version: "1.0", accelerator: kvm ? "tcg" : "none", machineTypes: kvm ? ["pc-q35-6.2"] : [] }),
+      true,
+    );
   }
 
   observe(guest: Guest): Promise<GuestState | undefined> {

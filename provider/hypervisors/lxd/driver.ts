@@ -49,7 +49,7 @@ export function createLxdDriver(options: LxdDriverOptions): Driver {
           fix: "add the client certificate with `lxc config trust add`",
         });
       }
-      return { version: server.environment.server_version, accelerator: "none" };
+      return { version: server.environment.server_version, accelerator: "none", machineTypes: [] };
     },
     ...life(options),
     ...inside(rest),

@@ -36,7 +36,8 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
       const { stdout } = await run(["qemu-system-x86_64", "-version"], { timeoutMillis: 10_000 });
       const version = /version (\d+(?:\.\d+)+)/.exec(stdout)?.[1];
       if (version === undefined) throw new CloudletError("FAILED", `qemu-system-x86_64 tells no version: ${stdout.slice(0, 200)}`);
-      return { version, accelerator: (await probeAcceleration()).accelerator };
+      const { accelerator } = await probeAcceleration();
+      return { version, accelerator, machineTypes: await machineTypes() };
     },
     observe,
     ensure,
@@ -57,6 +58,13 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
     writeVolume: (hostPath, sizeMib, ...[tar, progress]) => writeVolume(hostPath, sizeMib, { tar, progress }),
     uninstall: removeCgroupParents,
   };
+}
+
+/** An alias would say another machine on another node. */
+async function machineTypes(): Promise<string[]> {
+  const { stdout } = await run(["qemu-system-x86_64", "-machine", "help"], { timeoutMillis: 10_000 });
+  const lines = stdout.split("\n").filter((line) => !line.includes("(alias of"));
+  return lines.flatMap((line) => /^([a-z]\S*) {2,}/.exec(line)?.[1] ?? []);
 }
 
 async function ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded: boolean }> {
