@@ -42,14 +42,20 @@ const rules: Rule[] = [
   { files: driverContract, may: [protocol, builtins] },
   {
     files: /^provider\/synthesis\//,
-    may: [/^provider\/synthesis\//, /^provider\/agent\/(protocol|durable|process)\.ts$/, /^provider\/core\/errors\.ts$/, /^zod$/, builtins],
+    may: [
+      /^provider\/synthesis\//,
+      /^provider\/agent\/(protocol|durable|process|detached|pinnedTls)\.ts$/,
+      /^provider\/core\/errors\.ts$/,
+      /^zod$/,
+      builtins,
+    ],
   },
   ...["lxd", "qemu"].map((kind) => ({
     files: new RegExp(`^provider/hypervisors/${kind}/`),
     may: [
       new RegExp(`^provider/hypervisors/${kind}/`),
       driverContract,
-      /^provider\/agent\/(protocol|durable|process)\.ts$/,
+      /^provider\/agent\/(protocol|durable|process|detached)\.ts$/,
       core,
       /^(zod|tar-stream)$/,
       builtins,

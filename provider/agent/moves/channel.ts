@@ -1,13 +1,12 @@
-import { createHash } from "node:crypto";
 import { Agent, request, type IncomingMessage } from "node:http";
 import type { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
-import { connect as connectTls, type TLSSocket } from "node:tls";
+import type { TLSSocket } from "node:tls";
 import { z } from "zod";
 import { CloudletError, codeOf, errorCodes, type ErrorCode } from "../../core/errors.ts";
+import { dialPinned } from "../pinnedTls.ts";
 import { jobErrorSchema, type MoveTarget } from "../protocol.ts";
 
-const dialMillis = 5_000;
 const answerMillis = 10_000;
 /** A body of which no byte gets away for this long has lost its link. */
 const silenceMillis = 30_000;
@@ -142,7 +141,7 @@ export class MoveChannel {
     const relayed = this.#relayPort !== undefined;
     for (const host of relayed ? ["127.0.0.1"] : this.#target.addresses) {
       try {
-        return await this.#dialOne(host, this.#relayPort ?? this.#target.port);
+        return await dialPinned(this.#target, host, this.#relayPort ?? this.#target.port);
       } catch (error) {
         if (error instanceof CloudletError && error.code === "HOST_KEY") throw error;
         reasons.push(`${host}: ${error instanceof Error ? error.message : String(error)}`);
@@ -152,36 +151,6 @@ export class MoveChannel {
       "UNREACHABLE",
       `no address of ${this.#target.node} answers on port ${this.#target.port} (${reasons.join("; ")})`,
     );
-  }
-
-  #dialOne(host: string, port: number): Promise<TLSSocket> {
-    return new Promise((resolve, reject) => {
-      // the certificate is self-signed and pinned, so the pin is the whole verification
-      const socket = connectTls({ host, port, rejectUnauthorized: false, timeout: dialMillis });
-      socket.once("timeout", () => socket.destroy(new Error("no answer")));
-      socket.once("error", reject);
-      socket.once("secureConnect", () => {
-        const raw = socket.getPeerX509Certificate()?.raw;
-        const digest = raw === undefined ? "none" : createHash("sha256").update(raw).digest("hex");
-        if (digest !== this.#target.certificate) {
-          socket.destroy();
-          reject(
-            new CloudletError(
-              "HOST_KEY",
-              `${host}:${this.#target.port} shows certificate ${digest.slice(0, 16)}, not the ${this.#target.certificate.slice(0, 16)} of ${this.#target.node}`,
-              { fix: "look for another program on that port, or an address that two machines share" },
-            ),
-          );
-          return;
-        }
-        socket.removeListener("error", reject);
-        socket.setNoDelay(true);
-        // from here on each request has its own deadline
-        socket.setTimeout(0);
-        socket.removeAllListeners("timeout");
-        resolve(socket);
-      });
-    });
   }
 }
 

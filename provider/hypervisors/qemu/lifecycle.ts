@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { chmod, chown, mkdtemp, open, rename, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { forgetProcess, kill, livePid, processOutput, spawnDetached, waitGone } from "../../agent/detached.ts";
 import { readJson, writeDurably } from "../../agent/durable.ts";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Guest, GuestState, Progress } from "../types.ts";
@@ -13,7 +14,6 @@ import { growDisk } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
 import { exists, guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
 import type { Launch } from "./guestFiles.ts";
-import { forgetProcess, kill, livePid, processOutput, spawnDetached, waitGone } from "./qemuProcess.ts";
 import { connectQmp } from "./qmp.ts";
 import type { Qmp } from "./qmp.ts";
 import { migrationEnded, pause, powerdown, queryStatus, quit, resume } from "./qmpCommands.ts";
@@ -116,7 +116,7 @@ export async function suspend(guest: Guest, around: Surroundings, progress: Prog
 export async function end(guest: Guest): Promise<void> {
   if ((await livePid(guest.directory)) !== undefined) {
     await withQmp(guest, guestFiles(guest).qmp, quit).catch(() => undefined);
-    if (!(await waitGone(guest.directory, 3_000))) await kill(guest.directory, guest.name);
+    if (!(await waitGone(guest.directory, 3_000))) await kill(guest.directory, `guest ${guest.name}`);
   }
   await forgetProcess(guest.directory);
   await removeTap(guest.name);
@@ -169,7 +169,7 @@ async function launchProcess(guest: Guest, launch: Launch, options: { around: Su
     incoming: options.incoming,
   });
   const cgroups = await enterableCgroups(guest.name, launch, log);
-  const { exited } = await spawnDetached(guest.directory, argv, cgroups);
+  const { exited } = await spawnDetached(guest.directory, argv, { cgroups });
   await monitorAnswers(guest, exited);
 }
 

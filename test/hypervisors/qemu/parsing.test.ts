@@ -1,7 +1,7 @@
 import { expect, it } from "vitest";
 import { exitingBootSector } from "../../../provider/hypervisors/qemu/acceleration.ts";
 import { lineSplitter } from "../../../provider/hypervisors/qemu/jsonLines.ts";
-import { parseStat } from "../../../provider/hypervisors/qemu/qemuProcess.ts";
+import { parseStat } from "../../../provider/agent/detached.ts";
 import { tapName } from "../../../provider/hypervisors/qemu/tap.ts";
 
 it("reads pid, state and start time also where the command has spaces and parentheses", () => {

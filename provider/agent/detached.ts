@@ -2,14 +2,22 @@ import { spawn } from "node:child_process";
 import { open, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { isMissing } from "../../agent/durable.ts";
-import { CloudletError } from "../../core/errors.ts";
+import { CloudletError } from "../core/errors.ts";
+import { isMissing } from "./durable.ts";
 
-/** Starts a process that outlives this one: own session, output to a file, its identity in `qemu.pid` before it becomes QEMU. */
-export async function spawnDetached(directory: string, argv: string[], cgroups: string[]): Promise<{ exited: () => number | undefined }> {
-  const output = await open(join(directory, "qemu.log"), "w", 0o600);
+/** The program whose process a directory holds, where nothing else is said. */
+const usual = "qemu";
+
+/** Starts a process that outlives this one: own session, output to `NAME.log`, its identity in `NAME.pid` before it becomes the program. */
+export async function spawnDetached(
+  directory: string,
+  argv: string[],
+  options: { name?: string; cgroups?: string[] } = {},
+): Promise<{ exited: () => number | undefined }> {
+  const { name = usual, cgroups = [] } = options;
+  const output = await open(join(directory, `${name}.log`), "w", 0o600);
   try {
-    const child = spawn("/bin/sh", ["-c", entryScript, "sh", pidFile(directory), ...cgroups, "--", ...argv], {
+    const child = spawn("/bin/sh", ["-c", entryScript, "sh", pidFile(directory, name), ...cgroups, "--", ...argv], {
       cwd: directory,
       detached: true,
       stdio: ["ignore", output.fd, output.fd],
@@ -24,9 +32,9 @@ export async function spawnDetached(directory: string, argv: string[], cgroups: 
   }
 }
 
-/** The pid of the guest's process, if it is still the same process: pids are used again, start times within one boot are not. */
-export async function livePid(directory: string): Promise<number | undefined> {
-  const recorded = await readText(pidFile(directory));
+/** The pid of the process, if it is still the same process: pids are used again, start times within one boot are not. */
+export async function livePid(directory: string, name = usual): Promise<number | undefined> {
+  const recorded = await readText(pidFile(directory, name));
   if (recorded === undefined) return undefined;
   const [stat = "", bootId = ""] = recorded.split("\n");
   const known = parseStat(stat);
@@ -36,31 +44,31 @@ export async function livePid(directory: string): Promise<number | undefined> {
 }
 
 /** Waits until the process has gone; false = still there at the deadline. */
-export async function waitGone(directory: string, timeoutMillis: number): Promise<boolean> {
+export async function waitGone(directory: string, timeoutMillis: number, name = usual): Promise<boolean> {
   const deadline = Date.now() + timeoutMillis;
-  while ((await livePid(directory)) !== undefined) {
+  while ((await livePid(directory, name)) !== undefined) {
     if (Date.now() > deadline) return false;
     await delay(20);
   }
   return true;
 }
 
-/** The last resort, for a QEMU that does not answer. */
-export async function kill(directory: string, guest: string): Promise<void> {
-  const pid = await livePid(directory);
+/** The last resort, for a program that does not answer. `owner` is for the message: whose process it is. */
+export async function kill(directory: string, owner: string, name = usual): Promise<void> {
+  const pid = await livePid(directory, name);
   if (pid === undefined) return;
   process.kill(pid, "SIGKILL");
-  if (!(await waitGone(directory, 10_000)))
-    throw new CloudletError("FAILED", `the QEMU process ${String(pid)} of guest ${guest} does not end, not even when killed`);
+  if (!(await waitGone(directory, 10_000, name)))
+    throw new CloudletError("FAILED", `the ${name} process ${String(pid)} of ${owner} does not end, not even when killed`);
 }
 
-export async function forgetProcess(directory: string): Promise<void> {
-  await rm(pidFile(directory), { force: true });
+export async function forgetProcess(directory: string, name = usual): Promise<void> {
+  await rm(pidFile(directory, name), { force: true });
 }
 
-/** What QEMU wrote about itself, for messages. */
-export async function processOutput(directory: string): Promise<string> {
-  return ((await readText(join(directory, "qemu.log"))) ?? "").trim().slice(-2000);
+/** What the program wrote about itself, for messages. */
+export async function processOutput(directory: string, name = usual): Promise<string> {
+  return ((await readText(join(directory, `${name}.log`))) ?? "").trim().slice(-2000);
 }
 
 /** pid, state and start time of a `/proc/PID/stat` line; the command in it may hold spaces and parentheses. */
@@ -81,8 +89,8 @@ done
 shift
 { cat /proc/$$/stat /proc/sys/kernel/random/boot_id; } >"$pidfile.new" && mv "$pidfile.new" "$pidfile" && exec "$@"`;
 
-function pidFile(directory: string): string {
-  return join(directory, "qemu.pid");
+function pidFile(directory: string, name: string): string {
+  return join(directory, `${name}.pid`);
 }
 
 async function readText(path: string): Promise<string | undefined> {
