@@ -47,6 +47,10 @@ export class DataServer {
     return this.#opening;
   }
 
+  get isOpen(): boolean {
+    return this.#server !== undefined;
+  }
+
   close(): void {
     this.#server?.close();
     this.#server?.closeIdleConnections();

@@ -93,6 +93,11 @@ export class MoveTarget implements Receiver {
     }
   }
 
+  /** A port that another program had when the agent came back may be free by now. */
+  async reopen(context: JobContext): Promise<void> {
+    if (!this.#server.isOpen && (await this.#expectsAny())) await this.resume(context);
+  }
+
   close(): void {
     this.#server.close();
   }
@@ -282,8 +287,12 @@ export class MoveTarget implements Receiver {
   }
 
   async #closeWhenIdle(): Promise<void> {
-    for (const record of await this.#services.records.list()) if (await this.#files.arrival(record.spec.id)) return;
-    this.#server.close();
+    if (!(await this.#expectsAny())) this.#server.close();
+  }
+
+  async #expectsAny(): Promise<boolean> {
+    for (const { spec } of await this.#services.records.list()) if (await this.#files.arrival(spec.id)) return true;
+    return false;
   }
 }
 

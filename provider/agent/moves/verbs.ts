@@ -26,8 +26,7 @@ export function createMoves(services: Services, options: TargetOptions): Moves {
       await target.resume(context);
       const again = (): void => {
         timer = setTimeout(() => {
-          source
-            .resume(context)
+          Promise.all([source.resume(context), target.reopen(context)])
             .catch((error: unknown) => log(String(error)))
             .finally(again);
         }, resumeEveryMillis);

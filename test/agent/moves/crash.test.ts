@@ -77,8 +77,7 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
 
   it.each(sourceSteps)("the source's agent dies at %s: alone it goes on where it was, and the same command ends the move", async (step) => {
     a.dieAt(step);
-    void a.moveTo(b).catch(() => undefined);
-    await a.killed;
+    await a.death(a.moveTo(b));
     await a.boot();
     await a.source.resume(a.context());
     // without any operator
@@ -90,11 +89,11 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
 
   it.each(targetSteps)("the target's agent dies at %s: the same command ends the move", async (step) => {
     b.dieAt(step);
-    const moving = a.moveTo(b).catch(() => undefined);
-    await b.killed;
+    const moving = a.moveTo(b);
+    await b.death(moving);
     await b.boot();
     // where it died while it was asked to prepare, nobody else waits for it
-    if (step !== "prepared") await moving;
+    if (step !== "prepared") await moving.catch(() => undefined);
     await eventually(() => expect(world.running()).toHaveLength(1));
     world.write("meanwhile");
     await runAgain();
@@ -122,12 +121,26 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
     },
   );
 
+  it("another program has the target's port when its agent comes back: they end the move once the port is free", async () => {
+    b.dieAt("arrival.owned");
+    const moving = a.moveTo(b);
+    await b.death(moving);
+    const release = await b.occupyPort();
+    await b.boot();
+    await expect(moving).rejects.toMatchObject({ code: "UNREACHABLE" });
+    await release();
+    await b.target.reopen(b.context());
+    // without any operator
+    await a.source.resume(a.context());
+    await expectMoved();
+  });
+
   it("both agents die after the release: they end the move by themselves", async () => {
     a.dieAt("activated");
     b.dieAt("arrival.owned");
-    void a.moveTo(b).catch(() => undefined);
-    await b.killed;
-    await a.link.cut();
+    const moving = a.moveTo(b);
+    await b.death(moving);
+    a.link.cut();
     await b.boot();
     await Promise.race([a.killed, sleep(2_000)]);
     await a.boot();
@@ -163,8 +176,7 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
 
   it("the target loses everything before it ran: what the source let go of is sent again", async () => {
     a.dieAt("released");
-    void a.moveTo(b).catch(() => undefined);
-    await a.killed;
+    await a.death(a.moveTo(b));
     await b.target.cancel("shop/counter", b.context());
     expect(await b.record()).toBeUndefined();
     await a.boot();

@@ -13,6 +13,7 @@ import { recover } from "../../../provider/agent/recover.ts";
 import type { Services } from "../../../provider/agent/services.ts";
 import type { Guest, Part } from "../../../provider/hypervisors/types.ts";
 import { FakeDriver } from "../../fakes/driver.ts";
+import { freePort } from "../../freePort.ts";
 import { digestText, spec, testAgent } from "../fixture.ts";
 
 const id = "shop/counter";
@@ -162,6 +163,14 @@ export class RigNode {
     await this.target.resume(this.context());
   }
 
+  /** Its death at the chosen step; what it should die in must not end before. */
+  async death(during: Promise<unknown>): Promise<void> {
+    const missed = during.then(() => {
+      throw new Error(`${this.name} is alive after all that it should have died in`);
+    });
+    await Promise.race([this.killed, missed]);
+  }
+
   /** Dies at this step, as by kill -9. */
   dieAt(step: string): void {
     this.fault = { step, strike: () => this.#kill() };
@@ -195,6 +204,13 @@ export class RigNode {
 
   context(): JobContext {
     return { signal: AbortSignal.timeout(30_000), status: () => undefined, step: (name) => this.#onStep(name) };
+  }
+
+  /** Another program listens where this agent's data port should be. Returns what ends that. */
+  async occupyPort(): Promise<() => Promise<void>> {
+    const other = createServer((socket) => socket.destroy());
+    await new Promise<void>((resolve) => other.listen(this.#port, resolve));
+    return () => new Promise((resolve) => other.close(() => resolve()));
   }
 
   /** Files that moves have left. */
@@ -243,12 +259,4 @@ function mortal(services: Services, life: { dead: boolean }): Services {
     volumes: wrap(volumes),
     lock: wrap(lock),
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
