@@ -12,10 +12,12 @@ import {
   factsSchema,
   guestName,
   hypervisorStatusSchema,
+  imageStatusSchema,
   infoSchema,
   instanceStatusSchema,
   jobErrorSchema,
   jobEventSchema,
+  overlayStatusSchema,
   verbs,
   volumeStatusSchema,
 } from "./protocol.ts";
@@ -71,8 +73,24 @@ export function createAgentClient(rest: Rest): AgentClient {
         { timeoutMillis: blobMillis, ...options },
       );
     },
+    getBlob: (digest, options) => getBlob(rest, digest, options),
+    image: (name, owner, options) => orUndefined(get(rest, keptPath("images", name, owner), { schema: imageStatusSchema, options })),
+    overlay: (name, owner, options) => orUndefined(get(rest, keptPath("overlays", name, owner), { schema: overlayStatusSchema, options })),
     run: (verb, args, options) => runJob(rest, { verb, args }, options),
   };
+}
+
+function keptPath(what: "images" | "overlays", name: string, owner: string): string {
+  return `/v1/${what}/${encodeURIComponent(name)}?owner=${encodeURIComponent(owner)}`;
+}
+
+async function getBlob(rest: Rest, digest: string, options: CallOptions = {}): ReturnType<AgentClient["getBlob"]> {
+  const response = await send(rest, { method: "GET", path: `/v1/blobs/${digest}` }, { timeoutMillis: callMillis, ...options });
+  const bytes = Number(response.headers["content-length"]);
+  if (response.status === 200 && Number.isSafeInteger(bytes)) return { bytes, stream: response.body };
+  const text = await textOf(rest, response);
+  if (response.status === 404) return undefined;
+  throw errorOf(rest, response.status, text);
 }
 
 /** The same request has the same id, so that asking again attaches to what is still running. */

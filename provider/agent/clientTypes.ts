@@ -4,9 +4,11 @@ import type {
   ExecRequest,
   Facts,
   HypervisorStatus,
+  ImageStatus,
   InstanceExecResult,
   InstanceStatus,
   JobEvent,
+  OverlayStatus,
   Verb,
   VerbArgs,
   VerbResult,
@@ -34,6 +36,11 @@ export interface AgentClient {
   volume(id: string, options?: CallOptions): Promise<VolumeStatus | undefined>;
   hasBlob(digest: string, options?: CallOptions): Promise<boolean>;
   putBlob(blob: { digest: string; bytes: number; stream(): Readable }, options?: CallOptions): Promise<void>;
+  /** The bytes of a blob in the node's store. */
+  getBlob(digest: string, options?: CallOptions): Promise<{ bytes: number; stream: Readable } | undefined>;
+  /** What an owner keeps there under this name. */
+  image(name: string, owner: string, options?: CallOptions): Promise<ImageStatus | undefined>;
+  overlay(name: string, owner: string, options?: CallOptions): Promise<OverlayStatus | undefined>;
   /** Runs a verb as a job: attaches to a running job of the same id, follows its events over lost connections, rejects with the agent's CloudletError. */
   run<V extends Verb>(verb: V, args: VerbArgs<V>, options?: CallOptions): Promise<VerbResult<V>>;
 }

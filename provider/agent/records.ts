@@ -3,7 +3,22 @@ import { mkdir, readdir, rm } from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "./durable.ts";
-import { digestSchema, guestName, instanceSpecSchema, moveReportSchema, ownershipSchema } from "./protocol.ts";
+import { digestSchema, guestName, instanceSpecSchema, moveReportSchema, ownershipSchema, provisionSchema, rungSchema } from "./protocol.ts";
+
+export const synthesisSchema = z.object({
+  /** Digest of the overlay that the guest stands on. */
+  overlay: digestSchema,
+  rung: rungSchema,
+  reason: z.string(),
+  beganAt: z.number().describe("Milliseconds since 1970."),
+  bytesTransferred: z.int(),
+  bytesAvoided: z.int(),
+  /** It has answered, so what it has written since counts. */
+  firstReplyMillis: z.int().optional(),
+  /** Its overlay is still coming. */
+  hydrating: z.boolean(),
+});
+export type SynthesisRecord = z.infer<typeof synthesisSchema>;
 
 export const recordSchema = z.object({
   spec: instanceSpecSchema,
@@ -20,6 +35,9 @@ export const recordSchema = z.object({
   /** Given away, and the copy here is kept until the other node has answered. */
   leaving: z.boolean().optional(),
   lastMove: moveReportSchema.optional(),
+  /** How the guest was made from its overlay, or is being made. */
+  synthesis: synthesisSchema.optional(),
+  provision: provisionSchema.optional(),
 });
 export type InstanceRecord = z.infer<typeof recordSchema>;
 

@@ -10,8 +10,8 @@ import { createMoves } from "./moves/verbs.ts";
 import { dataPort, protocolVersion } from "./protocol.ts";
 import { recover } from "./recover.ts";
 import { createAgentServer } from "./server.ts";
-import { referencedDigests } from "./services.ts";
 import type { Services } from "./services.ts";
+import { referencedDigests } from "./synthesis/references.ts";
 import { verbTable } from "./verbs.ts";
 
 export interface ServeOptions {

@@ -4,12 +4,15 @@ import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { z } from "zod";
 import { CloudletError } from "../core/errors.ts";
+import { sendFile } from "./blobResponse.ts";
 import { instanceExec, instanceLog, instanceStatus, instanceStatuses } from "./instances.ts";
 import { jobIdPattern, toJobError } from "./jobs.ts";
 import type { Jobs } from "./jobs.ts";
 import { digestSchema, execRequestSchema, idSchema, jobRequestSchema } from "./protocol.ts";
 import type { AgentInfo, Facts, JobEvent } from "./protocol.ts";
 import type { Services } from "./services.ts";
+import { imageStatus } from "./synthesis/images.ts";
+import { blobsOf } from "./synthesis/references.ts";
 import { workOf } from "./verbs.ts";
 import type { VerbTable } from "./verbs.ts";
 
@@ -52,7 +55,17 @@ const routes: Record<string, Handler> = {
   "GET /v1/volumes/ID": async ({ services }, call) =>
     (await services.volumes.status(idOf(call))) ?? missing(`volume ${idOf(call)} is not on this node`),
   "HEAD /v1/blobs/DIGEST": async ({ services }, call) => {
-    call.response.writeHead((await services.store.has(digestOf(call))) ? 200 : 404).end();
+    const parts = await Promise.all((await blobsOf(services, digestOf(call))).map((digest) => services.store.has(digest)));
+    call.response.writeHead(parts.every(Boolean) ? 200 : 404).end();
+  },
+  "GET /v1/blobs/DIGEST": async ({ services }, call) => sendFile(call.request, call.response, await services.store.path(digestOf(call))),
+  "GET /v1/images/NAME": async ({ services }, call) => {
+    const { name, owner } = keptOf(call);
+    return (await imageStatus(services, name, owner)) ?? missing(`image ${name} is not kept on this node`);
+  },
+  "GET /v1/overlays/NAME": async ({ services }, call) => {
+    const { name, owner } = keptOf(call);
+    return (await services.overlays.read(name, owner)) ?? missing(`overlay ${name} is not kept on this node`);
   },
   "PUT /v1/blobs/DIGEST": async ({ services }, call) => {
     await services.store.put(digestOf(call), () => call.request, Number(call.request.headers["content-length"] ?? 0));
@@ -150,6 +163,10 @@ function idOf(call: Call): string {
 
 function digestOf(call: Call): string {
   return parse(digestSchema, call.parts[0], "digest");
+}
+
+function keptOf(call: Call): { name: string; owner: string } {
+  return { name: call.parts[0] ?? "", owner: parse(z.string().min(1), call.query.get("owner"), "owner") };
 }
 
 function jobOf(call: Call): string {

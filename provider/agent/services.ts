@@ -7,6 +7,8 @@ import { Network } from "./network.ts";
 import type { HypervisorSpec } from "./protocol.ts";
 import { Records } from "./records.ts";
 import { Store } from "./store.ts";
+import { Kept, keptImageSchema, keptOverlaySchema } from "./synthesis/kept.ts";
+import { Offers } from "./synthesis/offers.ts";
 import { Volumes } from "./volumes.ts";
 import type { Run } from "./process.ts";
 import type { InstanceRecord } from "./records.ts";
@@ -20,6 +22,10 @@ export interface Services {
   network: { publish(records: readonly InstanceRecord[]): Promise<void>; teardown(): Promise<void> };
   hypervisors: Hypervisors;
   volumes: Volumes;
+  offers: Offers;
+  run: Run;
+  images: Kept<typeof keptImageSchema>;
+  overlays: Kept<typeof keptOverlaySchema>;
   /** Host ports on which programs of the node itself listen. */
   usedPorts(protocol: "tcp" | "udp"): Promise<ReadonlySet<number>>;
 }
@@ -48,18 +54,10 @@ export async function createServices({ root, run, createDriver, usedPorts }: Ser
     network: new Network(path.join(root, "network"), run),
     hypervisors,
     volumes,
+    run,
+    offers: new Offers(path.join(root, "agent", "offers.json")),
+    images: new Kept(path.join(root, "kept", "images"), keptImageSchema),
+    overlays: new Kept(path.join(root, "kept", "overlays"), keptOverlaySchema),
     usedPorts,
   };
-}
-
-/** Digests that cloudlets of this node need. */
-export async function referencedDigests(services: Services): Promise<Set<string>> {
-  const records = await services.records.list();
-  return new Set(
-    records.flatMap(({ spec, builtFrom }) => [
-      spec.base.digest,
-      ...(spec.build === undefined ? [] : [spec.build.digest]),
-      ...(builtFrom === undefined ? [] : [builtFrom]),
-    ]),
-  );
 }

@@ -28,6 +28,10 @@ export class Store {
     return (await this.#mark(digest)) !== undefined;
   }
 
+  async bytes(digest: string): Promise<number> {
+    return (await this.#mark(digest))?.bytes ?? 0;
+  }
+
   /** Takes bytes in; they become visible only when their digest is right. Several callers with the same digest share one transfer. */
   async put(digest: string, open: () => Promise<Readable> | Readable, expectedBytes = 0): Promise<void> {
     digestSchema.parse(digest);
@@ -69,6 +73,11 @@ export class Store {
       removed.push(digest);
     }
     return removed;
+  }
+
+  /** Removes those of these that are not referenced, at once. */
+  async discard(digests: Iterable<string>, references: ReadonlySet<string>): Promise<void> {
+    for (const digest of digests) if (!references.has(digest) && !this.#arriving.has(digest)) await this.#remove(digest);
   }
 
   async list(): Promise<string[]> {

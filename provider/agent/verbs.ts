@@ -5,6 +5,8 @@ import type { JobContext, JobWork } from "./jobs.ts";
 import { verbs } from "./protocol.ts";
 import type { InstanceStatus, Verb, VerbArgs, VerbResult } from "./protocol.ts";
 import type { Services } from "./services.ts";
+import { fetchBlobs } from "./synthesis/fetch.ts";
+import { keepImage, releaseImage } from "./synthesis/images.ts";
 
 export interface VerbHandler<V extends Verb> {
   /** What it touches: verbs that share a key run one after the other. */
@@ -15,6 +17,8 @@ export interface VerbHandler<V extends Verb> {
 export type VerbTable = { [V in Verb]?: VerbHandler<V> };
 
 const instanceKey = ({ id }: { id: string }): string[] => [`instance:${id}`];
+
+const keptKey = ({ owner, name }: { owner: string; name: string }): string[] => [`kept:${owner}:${name}`];
 
 /** What the agent does as a job. */
 export const verbTable: VerbTable = {
@@ -79,6 +83,22 @@ export const verbTable: VerbTable = {
     keys: ({ id }) => [`volume:${id}`],
     async perform(services, { id, owner, retain }, context) {
       await services.volumes.remove(id, { owner, retain }, context);
+      return {};
+    },
+  },
+  "blobs.fetch": {
+    keys: () => [],
+    async perform(services, args, context) {
+      const result = await fetchBlobs(services, args, context);
+      context.step("fetched");
+      return result;
+    },
+  },
+  "image.keep": { keys: keptKey, perform: keepImage },
+  "image.release": {
+    keys: keptKey,
+    async perform(services, args, context) {
+      await releaseImage(services, args, context);
       return {};
     },
   },

@@ -16,6 +16,7 @@ const core = /^provider\/core\//;
 const protocol = /^provider\/agent\/protocol\.ts$/;
 const driverContract = /^provider\/hypervisors\/types\.ts$/;
 const clientContract = /^provider\/agent\/clientTypes\.ts$/;
+const planner = /^provider\/synthesis\/plan\.ts$/;
 const transportContract = /^provider\/transport\/types\.ts$/;
 // these files of the agent's folder run at the operator's end
 const operatorsEnd = /^provider\/agent\/(client|clientTypes|connect|install|installText|agentService)\.ts$/;
@@ -65,7 +66,7 @@ const rules: Rule[] = [
   { files: /^provider\/local\//, may: [/^provider\/local\//, core, /^(tar-stream|zod)$/, builtins] },
   {
     files: /^provider\/resources\/cloudlet\//,
-    may: [/^provider\/resources\/(cloudlet\/|shared\.ts)/, core, protocol, driverContract, /^zod$/],
+    may: [/^provider\/resources\/(cloudlet\/|shared\.ts)/, core, protocol, driverContract, planner, /^zod$/],
     types: [clientContract, transportContract],
   },
   { files: /^provider\/resources\//, may: [/^provider\/resources\/shared\.ts$/, core, protocol, driverContract, /^zod$/] },

@@ -1,4 +1,4 @@
-import { createHash, randomBytes, timingSafeEqual, X509Certificate } from "node:crypto";
+import { createHash, X509Certificate } from "node:crypto";
 import { mkdir, readFile, rename, rm } from "node:fs/promises";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { createServer, type Server } from "node:https";
@@ -6,6 +6,7 @@ import { join } from "node:path";
 import type { Readable } from "node:stream";
 import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
+import { sendFile } from "../blobResponse.ts";
 import { run } from "../process.ts";
 import { digestSchema, type MoveReport } from "../protocol.ts";
 import type { Recipe } from "./recipe.ts";
@@ -23,22 +24,30 @@ export interface Receiver {
   complete(id: string, report: MoveReport): Promise<void>;
 }
 
+/** Where the data port finds what this node offers to others; rejects where the token is not for that blob. */
+export interface Supplier {
+  offered(token: string, digest: string): Promise<string>;
+}
+
+const statusOf: Record<string, number> = { UNAUTHORIZED: 401, NOT_FOUND: 404 };
 const recipesLimit = 64 * 1024 * 1024;
 /** A sender that falls silent in the middle of a body is gone. */
 const silenceMillis = 60_000;
 
-/** The port on which other agents deliver; open only while a move is expected. */
+/** The port on which other agents deliver and fetch; open only while a move is expected or something is offered. */
 export class DataServer {
   readonly #root: string;
   readonly #port: number;
   readonly #receiver: Receiver;
+  readonly #supplier: Supplier;
   #server: Server | undefined;
   #opening: Promise<string> = Promise.resolve("");
 
-  constructor(root: string, port: number, receiver: Receiver) {
+  constructor(root: string, port: number, parts: { receiver: Receiver; supplier: Supplier }) {
     this.#root = root;
     this.#port = port;
-    this.#receiver = receiver;
+    this.#receiver = parts.receiver;
+    this.#supplier = parts.supplier;
   }
 
   /** Opens the port where it is closed, and returns the digest of its certificate. */
@@ -82,6 +91,9 @@ export class DataServer {
     const id = url.searchParams.get("id") ?? "";
     try {
       const token = /^Bearer (.+)$/.exec(incoming.headers.authorization ?? "")?.[1] ?? "";
+      const asked = /^\/v1\/blobs\/([0-9a-f]{64})$/.exec(url.pathname)?.[1];
+      if (asked !== undefined && (incoming.method === "GET" || incoming.method === "HEAD"))
+        return await sendFile(incoming, outgoing, await this.#supplier.offered(token, asked));
       if (!(await this.#receiver.authorize(id, token)))
         throw new CloudletError("UNAUTHORIZED", "this token is not for that cloudlet", { fix: "run `pulumi up` again for a new one" });
       const result = await this.#route(`${incoming.method} ${url.pathname}`, id, incoming);
@@ -89,7 +101,9 @@ export class DataServer {
     } catch (error) {
       incoming.resume();
       const detail = detailOf(error);
-      if (!outgoing.headersSent) outgoing.writeHead(detail.code === "UNAUTHORIZED" ? 401 : 409, { "content-type": "application/json" });
+      // what was announced must not seem to be complete
+      if (outgoing.headersSent) return void outgoing.destroy();
+      outgoing.writeHead(statusOf[detail.code] ?? 409, { "content-type": "application/json" });
       outgoing.end(JSON.stringify({ error: detail }));
     }
   }
@@ -120,20 +134,6 @@ export class DataServer {
         throw new CloudletError("NOT_FOUND", `no such request: ${route}`);
     }
   }
-}
-
-/** A one-time token, and how it is kept: only its digest is on disk. */
-export function newToken(): { token: string; digest: string } {
-  const token = randomBytes(32).toString("base64url");
-  return { token, digest: digestToken(token) };
-}
-
-export function tokenMatches(token: string, digest: string): boolean {
-  return timingSafeEqual(Buffer.from(digestToken(token), "hex"), Buffer.from(digest, "hex"));
-}
-
-function digestToken(token: string): string {
-  return createHash("sha256").update(token).digest("hex");
 }
 
 /** Without this a link that was cut in the middle of a body would hold its receiver for good. */

@@ -10,7 +10,8 @@ import type { Services } from "../services.ts";
 import { Assembly } from "./assembly.ts";
 import { decompressTo } from "./compression.ts";
 import { discardCopy, forgetArrived } from "./copies.ts";
-import { DataServer, newToken, tokenMatches, type Receiver } from "./dataServer.ts";
+import { newToken, tokenMatches } from "../tokens.ts";
+import { DataServer, type Receiver } from "./dataServer.ts";
 import { MoveFiles, type ArrivalFile } from "./files.ts";
 import { makeArrived, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
@@ -41,7 +42,15 @@ export class MoveTarget implements Receiver {
     this.#services = services;
     this.#options = options;
     this.#files = new MoveFiles(services.root);
-    this.#server = new DataServer(services.root, options.port, this);
+    this.#server = new DataServer(services.root, options.port, {
+      receiver: this,
+      supplier: {
+        offered: async (token, digest) => {
+          await services.offers.check(token, digest);
+          return services.store.path(digest);
+        },
+      },
+    });
   }
 
   /** Reserves the place and opens the data port. Asked again for the same epoch it goes on where the transfer was. */
@@ -60,10 +69,20 @@ export class MoveTarget implements Receiver {
       const fresh: ArrivalFile = { epoch, from, tokens: [], phase: owned ? "ready" : "prepared" };
       const arrival = before?.epoch === epoch ? before : fresh;
       await this.#files.writeArrival(spec.id, { ...arrival, tokens: [digest, ...arrival.tokens].slice(0, keptTokens) });
-      const certificate = await this.#server.open();
+      const reached = await this.open();
       context.step("prepared");
-      return { addresses: ownAddresses(), port: this.#options.port, certificate, token };
+      return { ...reached, token };
     });
+  }
+
+  /** Opens the data port; how other nodes reach it. */
+  async open(): Promise<{ addresses: string[]; port: number; certificate: string }> {
+    return { addresses: ownAddresses(), port: this.#options.port, certificate: await this.#server.open() };
+  }
+
+  /** Closes the data port unless a move is expected or something is offered. */
+  async closeWhenIdle(): Promise<void> {
+    if (!(await this.#expectsAny())) this.#server.close();
   }
 
   /** Forgets a copy that was never activated. */
@@ -73,13 +92,14 @@ export class MoveTarget implements Receiver {
       if (record?.ownership.role !== "incoming") return;
       this.#endAssembly(id);
       await forgetArrived(this.#services, this.#files, { record, context });
-      await this.#closeWhenIdle();
+      await this.closeWhenIdle();
       context.step("cancelled");
     });
   }
 
   /** After a restart of the agent: the port is open again for moves that are under way, and a start that was cut short is finished. */
   async resume(context: JobContext): Promise<void> {
+    if ((await this.#services.offers.active()).length > 0) await this.#server.open();
     for (const record of await this.#services.records.list()) {
       const { id } = record.spec;
       try {
@@ -196,7 +216,7 @@ export class MoveTarget implements Receiver {
         const { record } = await this.#both(id);
         await this.#services.records.write({ ...record, lastMove: report });
         await this.#files.forgetArrival(id);
-        await this.#closeWhenIdle();
+        await this.closeWhenIdle();
         this.#options.onStep("completed");
       }),
     );
@@ -286,11 +306,8 @@ export class MoveTarget implements Receiver {
     return { record, arrival };
   }
 
-  async #closeWhenIdle(): Promise<void> {
-    if (!(await this.#expectsAny())) this.#server.close();
-  }
-
   async #expectsAny(): Promise<boolean> {
+    if ((await this.#services.offers.active()).length > 0) return true;
     for (const { spec } of await this.#services.records.list()) if (await this.#files.arrival(spec.id)) return true;
     return false;
   }

@@ -1,10 +1,13 @@
 import type { JobContext } from "../jobs.ts";
 import type { Services } from "../services.ts";
+import { blobsOf } from "../synthesis/references.ts";
 import type { VerbTable } from "../verbs.ts";
 import { MoveSource } from "./source.ts";
 import { MoveTarget, type TargetOptions } from "./target.ts";
 
 const resumeEveryMillis = 5_000;
+// a longer one would end at once
+const longestTimerMillis = 2 ** 31 - 1;
 
 /** The moves of one agent: their verbs, and what goes on without anybody asking. */
 export interface Moves {
@@ -62,6 +65,20 @@ function verbsOf(source: MoveSource, target: MoveTarget): VerbTable {
         }
         await all.lock.run("hypervisor", () => all.hypervisors.remove(owner, context), context.signal);
         return {};
+      },
+    },
+    "blobs.offer": {
+      keys: () => [],
+      async perform(all, { digests, seconds }, context) {
+        const offered = new Set<string>();
+        for (const digest of digests) for (const part of await blobsOf(all, digest)) offered.add(part);
+        // one that is not here must be known before anybody relies on it
+        for (const digest of offered) await all.store.path(digest);
+        const reached = await target.open();
+        const token = await all.offers.give([...offered], seconds);
+        setTimeout(() => void target.closeWhenIdle().catch(() => undefined), Math.min(seconds * 1000 + 1_000, longestTimerMillis)).unref();
+        context.step("offered");
+        return { ...reached, token };
       },
     },
     "move.cancel": {

@@ -21,7 +21,8 @@ export const activateSchema = z.object({ seal: digestSchema, epoch: z.int() });
 export const completeSchema = z.object({ report: moveReportSchema });
 
 /*
- * The data port of a target agent, while a move is expected (TLS, certificate pinned, `Authorization: Bearer TOKEN`, `?id=CLOUDLET`):
+ * The data port of a target agent, while a move is expected or blobs are offered (TLS, certificate pinned, `Authorization: Bearer TOKEN`, `?id=CLOUDLET`):
+ *   GET  /v1/blobs/DIGEST       a blob that this node offers, with the offer's token and no `id`; HEAD and one Range too
  *   GET  /v1/arrival            Arrival
  *   PUT  /v1/blobs/DIGEST       a blob of the store, verified
  *   PUT  /v1/recipes            recipes -> missing digests

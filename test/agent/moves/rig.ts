@@ -77,6 +77,9 @@ export class Link {
   readonly #sockets = new Set<Socket>();
   readonly #server: Server;
   #cut = false;
+  #limit = Infinity;
+  /** Bytes that came from the node. */
+  forwarded = 0;
 
   constructor(port: number) {
     this.#server = createServer((near) => {
@@ -90,6 +93,10 @@ export class Link {
         socket.on("error", () => other.destroy()).on("close", () => (this.#sockets.delete(socket), other.destroy()));
       }
       near.pipe(far).pipe(near);
+      far.on("data", (chunk: Buffer) => {
+        this.forwarded += chunk.length;
+        if (this.forwarded > this.#limit) this.cut();
+      });
     });
   }
 
@@ -101,6 +108,11 @@ export class Link {
   cut(): void {
     this.#cut = true;
     for (const socket of this.#sockets) socket.destroy();
+  }
+
+  /** Cuts itself when the node has sent this much. */
+  cutAfter(bytes: number): void {
+    this.#limit = bytes;
   }
 
   heal(): void {
