@@ -3,7 +3,8 @@ import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { answering, freePort } from "../../transport/realSshd.ts";
+import { freePort } from "../../freePort.ts";
+import { answering } from "../../transport/realSshd.ts";
 
 /** Debian's docker-registry on loopback, with a directory of its own. */
 export interface RealRegistry {
