@@ -1,14 +1,22 @@
-import type { Readable } from "node:stream";
 import { z } from "zod";
 import { CloudletError } from "../../core/errors.ts";
+import { request as httpRequest, type HttpRequest, type HttpResponse } from "../http.ts";
 import type { Credentials } from "./credentials.ts";
 
-export interface RegistryRequest {
-  method: "GET" | "HEAD" | "POST" | "PUT";
+export interface RegistryRequest extends Omit<HttpRequest, "body" | "signal"> {
   /** Path at the registry, or where the registry itself has sent us. */
   url: string | URL;
-  headers?: Record<string, string>;
-  body?: Buffer | Readable;
+  /** Made anew where a request must be sent again. */
+  body?: () => NonNullable<HttpRequest["body"]>;
+  /** In place of the registry's own. */
+  signal?: AbortSignal;
+}
+
+export interface RegistrySettings {
+  credentials(): Promise<Credentials | undefined>;
+  signal: AbortSignal;
+  /** How long the registry may be silent, in milliseconds. */
+  silenceMillis?: number | undefined;
 }
 
 const tokenSchema = z.union([
@@ -17,81 +25,67 @@ const tokenSchema = z.union([
 ]);
 const errorsSchema = z.object({ errors: z.array(z.object({ code: z.string().optional(), message: z.string().optional() })) });
 
-const answerMillis = 60_000;
+const answerLimit = 64 * 1024;
 
 /** HTTP to one registry, with the authorization that it asks for. */
 export class RegistryHttp {
   readonly origin: URL;
-  readonly #credentials: () => Promise<Credentials | undefined>;
-  readonly #signal: AbortSignal;
-  #authorization: string | undefined;
+  readonly #settings: RegistrySettings;
+  // reading and writing are authorised apart, and who may write may read
+  readonly #authorization = new Map<"read" | "write", string>();
 
-  constructor(origin: string, { credentials, signal }: { credentials(): Promise<Credentials | undefined>; signal: AbortSignal }) {
+  constructor(origin: string, settings: RegistrySettings) {
     this.origin = new URL(origin);
-    this.#credentials = credentials;
-    this.#signal = signal;
+    this.#settings = settings;
   }
 
-  /** Any status but 401 and 403 is a result; the caller reads or cancels the body. */
-  async send(request: RegistryRequest): Promise<Response> {
-    const first = await this.#once(request);
+  /** Any status but 401 and 403 is a result; the caller reads or discards the body. */
+  async send(request: RegistryRequest): Promise<HttpResponse> {
+    const right = request.method === undefined || request.method === "GET" || request.method === "HEAD" ? "read" : "write";
+    const first = await this.#once(request, right);
     if (first.status !== 401) return this.#allowed(first);
-    await first.body?.cancel();
-    this.#authorization = await this.#authorize(first.headers.get("www-authenticate") ?? "");
-    // what was streamed once cannot be sent again: uploads begin with a request without a body, which brings the authorization
-    if (request.body !== undefined && !Buffer.isBuffer(request.body))
-      throw new CloudletError("UNAUTHORIZED", `${this.origin.host} asked for credentials in the middle of an upload`, {
-        fix: "run the same command again",
-      });
-    return this.#allowed(await this.#once(request));
+    first.discard();
+    this.#authorization.set(right, await this.#authorize(first.headers.get("www-authenticate") ?? ""));
+    return this.#allowed(await this.#once(request, right));
   }
 
-  async failure(response: Response, what: string): Promise<CloudletError> {
-    const text = (await response.text().catch(() => "")).slice(0, 2000);
-    const words = errorWords(text) || text.slice(0, 300) || response.statusText;
-    const code = response.status === 404 ? "NOT_FOUND" : response.status === 401 || response.status === 403 ? "UNAUTHORIZED" : "FAILED";
-    const fix = {
+  async failure(response: HttpResponse, what: string): Promise<CloudletError> {
+    const text = await shortText(response);
+    const words = errorWords(text) || text.slice(0, 300) || "no words";
+    const fixes = {
       NOT_FOUND: "check the name and the tag",
       UNAUTHORIZED: `run \`docker login ${this.origin.host}\``,
+      BUSY: `wait, or run \`docker login ${this.origin.host}\` for a higher limit`,
+      INTEGRITY: "the source of the bytes changed meanwhile: run the same command again",
+      UNREACHABLE: "look at the registry, then run the same command again",
       FAILED: "read its answer",
     };
-    return new CloudletError(code, `${this.origin.host} answered ${String(response.status)} to ${what}: ${words}`, { fix: fix[code] });
+    const code = words.includes("DIGEST_INVALID") ? "INTEGRITY" : codeOfStatus(response.status);
+    return new CloudletError(code, `${this.origin.host} answered ${String(response.status)} to ${what}: ${words}`, { fix: fixes[code] });
   }
 
-  async #allowed(response: Response): Promise<Response> {
+  async #allowed(response: HttpResponse): Promise<HttpResponse> {
     if (response.status === 401 || response.status === 403) throw await this.failure(response, "the request");
     return response;
   }
 
-  async #once({ method, url, headers, body }: RegistryRequest): Promise<Response> {
+  #once({ url, headers, body, ...request }: RegistryRequest, right: "read" | "write"): Promise<HttpResponse> {
     const target = new URL(url, this.origin);
-    const authorization = target.origin === this.origin.origin ? this.#authorization : undefined;
-    const streams = body !== undefined && !Buffer.isBuffer(body);
-    return this.#fetch(target, {
-      method,
+    const known = this.#authorization.get(right) ?? this.#authorization.get("write");
+    const authorization = target.origin === this.origin.origin ? known : undefined;
+    const { signal, silenceMillis } = this.#settings;
+    return httpRequest(target, {
+      silenceMillis,
+      signal,
+      ...request,
       headers: { ...headers, ...(authorization && { authorization }) },
-      ...(body !== undefined && { body: Buffer.isBuffer(body) ? new Uint8Array(body) : body }),
-      ...(streams && { duplex: "half" }),
-      // bodies have no deadline of their own here: fetch ends one that stands still for five minutes
-      signal: streams || method === "GET" ? this.#signal : AbortSignal.any([this.#signal, AbortSignal.timeout(answerMillis)]),
+      ...(body && { body: body() }),
     });
-  }
-
-  async #fetch(target: URL, init: RequestInit): Promise<Response> {
-    try {
-      return await fetch(target, init);
-    } catch (cause) {
-      if (this.#signal.aborted) throw new CloudletError("ABORTED", `the transfer with ${target.host} was cancelled`, { cause });
-      throw new CloudletError("UNREACHABLE", `${target.host} did not answer: ${reasonOf(cause)}`, {
-        cause,
-        fix: "check the registry's name and the network",
-      });
-    }
   }
 
   /** The words of `WWW-Authenticate`: a token from the place that it names, or the password itself. */
   async #authorize(challenge: string): Promise<string> {
-    const credentials = await this.#credentials();
+    const credentials = await this.#settings.credentials();
     const basic = credentials && `Basic ${Buffer.from(`${credentials.user}:${credentials.password}`).toString("base64")}`;
     if (!/^bearer /i.test(challenge)) {
       if (basic) return basic;
@@ -104,23 +98,36 @@ export class RegistryHttp {
     if (realm.protocol !== "https:" && realm.protocol !== this.origin.protocol)
       throw new CloudletError("REFUSED", `${this.origin.host} would have its password sent in plain text to ${realm.host}`);
     for (const name of ["service", "scope"]) if (words[name]) realm.searchParams.set(name, words[name]);
-    const signal = AbortSignal.any([this.#signal, AbortSignal.timeout(answerMillis)]);
-    const response = await this.#fetch(realm, { headers: basic ? { authorization: basic } : {}, signal });
-    if (!response.ok) throw await this.failure(response, "the request for a token");
-    return `Bearer ${tokenSchema.parse(await response.json())}`;
+    const { signal, silenceMillis } = this.#settings;
+    const response = await httpRequest(realm, { headers: basic ? { authorization: basic } : {}, signal, silenceMillis });
+    if (response.status !== 200) throw await this.failure(response, "the request for a token");
+    return `Bearer ${tokenSchema.parse(JSON.parse(await shortText(response)))}`;
   }
+}
+
+function codeOfStatus(status: number): "NOT_FOUND" | "UNAUTHORIZED" | "BUSY" | "UNREACHABLE" | "FAILED" {
+  if (status === 404) return "NOT_FOUND";
+  if (status === 401 || status === 403) return "UNAUTHORIZED";
+  if (status === 429) return "BUSY";
+  return status >= 500 ? "UNREACHABLE" : "FAILED";
+}
+
+async function shortText(response: HttpResponse): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of response.body) {
+    chunks.push(chunk);
+    bytes += chunk.length;
+    if (bytes > answerLimit) break;
+  }
+  return Buffer.concat(chunks).toString("utf8");
 }
 
 function errorWords(text: string): string {
   try {
     const { errors } = errorsSchema.parse(JSON.parse(text));
-    return errors.map(({ code, message }) => message ?? code ?? "").join("; ");
+    return errors.map(({ code, message }) => [code, message].filter((word) => word !== undefined).join(": ")).join("; ");
   } catch {
     return "";
   }
-}
-
-function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  return error.cause instanceof Error ? error.cause.message || error.cause.name : error.message;
 }

@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
 import { Readable } from "node:stream";
-import type { ReadableStream } from "node:stream/web";
+import { setTimeout as delay } from "node:timers/promises";
 import { z } from "zod";
-import { CloudletError } from "../../core/errors.ts";
+import { CloudletError, codeOf } from "../../core/errors.ts";
+import type { HttpResponse } from "../http.ts";
 import { dockerCredentials, type Credentials } from "./credentials.ts";
 import { RegistryHttp } from "./http.ts";
 import { originOf, referenceText, type Reference } from "./reference.ts";
@@ -12,7 +13,7 @@ export interface Descriptor {
   mediaType: string;
   digest: string;
   size: number;
-  annotations?: Record<string, string>;
+  annotations?: Record<string, string> | undefined;
 }
 
 /** One repository of a registry that speaks the OCI distribution API. Everything received is compared with its digest. */
@@ -23,14 +24,17 @@ export interface Registry {
   /** Puts a manifest under the reference's tag; returns its digest. */
   putManifest(mediaType: string, content: Buffer): Promise<string>;
   hasBlob(digest: string): Promise<boolean>;
-  /** The stream ends with INTEGRITY where the bytes are not those that were asked for. */
+  /** The stream goes on by itself where a connection broke, and ends with INTEGRITY where the bytes are not those that were asked for. */
   blob(descriptor: Pick<Descriptor, "digest" | "size">): Promise<Readable>;
+  /** Sent anew where a connection broke. */
   putBlob(descriptor: Pick<Descriptor, "digest" | "size">, stream: () => Readable): Promise<void>;
 }
 
 export interface RegistryOptions {
   signal: AbortSignal;
   credentials?: () => Promise<Credentials | undefined>;
+  /** How long the registry may be silent, in milliseconds. */
+  silenceMillis?: number;
 }
 
 /** What is understood of all that a registry may keep. */
@@ -51,8 +55,12 @@ export const descriptorSchema = z.object({
   annotations: z.record(z.string(), z.string()).optional(),
 });
 
-export function openRegistry(reference: Reference, { signal, credentials }: RegistryOptions): Registry {
-  const http = new RegistryHttp(originOf(reference), { signal, credentials: credentials ?? (() => dockerCredentials(reference.registry)) });
+export function openRegistry(reference: Reference, { signal, credentials, silenceMillis }: RegistryOptions): Registry {
+  const http = new RegistryHttp(originOf(reference), {
+    signal,
+    credentials: credentials ?? (() => dockerCredentials(reference.registry)),
+    silenceMillis,
+  });
   const base = `/v2/${reference.repository}`;
   const label = referenceText(reference);
   return {
@@ -62,9 +70,9 @@ export function openRegistry(reference: Reference, { signal, credentials }: Regi
       if (reference.version.startsWith("sha256:"))
         throw new CloudletError("INVALID", `${label} names content, not a place`, { fix: "push to a tag" });
       const url = `${base}/manifests/${reference.version}`;
-      const response = await http.send({ method: "PUT", url, headers: { "content-type": mediaType }, body: content });
+      const response = await http.send({ method: "PUT", url, headers: { "content-type": mediaType }, body: () => content });
       if (response.status !== 201) throw await http.failure(response, `the manifest for ${label}`);
-      await response.body?.cancel();
+      response.discard();
       return sha256(content);
     },
     async hasBlob(digest) {
@@ -73,12 +81,29 @@ export function openRegistry(reference: Reference, { signal, credentials }: Regi
       return response.status === 200;
     },
     async blob(descriptor) {
-      const response = await http.send({ method: "GET", url: `${base}/blobs/${descriptor.digest}` });
-      if (response.status !== 200 || response.body === null) throw await http.failure(response, `the request for ${descriptor.digest}`);
-      return Readable.from(checked(fromWeb(response.body), descriptor, label), { objectMode: false });
+      const source = { http, url: `${base}/blobs/${descriptor.digest}`, descriptor, signal };
+      // a blob that is not there is said at once
+      const first = await open(source, 0);
+      return Readable.from(checked(continued(source, first), descriptor, label), { objectMode: false });
     },
-    putBlob: (descriptor, stream) => upload(http, { base, descriptor, stream }),
+    async putBlob(descriptor, stream) {
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          return await upload(http, { base, descriptor, stream });
+        } catch (error) {
+          if (!isBroken(error) || attempt >= attemptLimit) throw error;
+          await delay(250 * attempt, undefined, { signal });
+        }
+      }
+    },
   };
+}
+
+/** So often a connection may break with nothing gained in between. */
+const attemptLimit = 3;
+
+function isBroken(error: unknown): boolean {
+  return codeOf(error) === "UNREACHABLE" || codeOf(error) === "TIMEOUT";
 }
 
 async function getManifest(
@@ -87,10 +112,10 @@ async function getManifest(
   version: string,
 ): Promise<{ mediaType: string; digest: string; content: Buffer }> {
   const response = await http.send({ method: "GET", url, headers: { accept: manifestTypes.join(", ") } });
-  if (response.status !== 200 || response.body === null) throw await http.failure(response, `the request for ${url.slice(4)}`);
+  if (response.status !== 200) throw await http.failure(response, `the request for ${url.slice(4)}`);
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of fromWeb(response.body)) {
+  for await (const chunk of response.body) {
     bytes += chunk.length;
     if (bytes > manifestLimit) throw new CloudletError("INVALID", `the manifest at ${http.origin.host}${url} is larger than 4 MiB`);
     chunks.push(chunk);
@@ -109,25 +134,86 @@ interface Upload {
   stream: () => Readable;
 }
 
-/** In one piece: a place to put it, then the bytes. */
+/** A place to put it, the bytes, and the digest that makes them a blob. */
 async function upload(http: RegistryHttp, { base, descriptor, stream }: Upload): Promise<void> {
   const begun = await http.send({ method: "POST", url: `${base}/blobs/uploads/`, headers: { "content-length": "0" } });
-  const location = begun.headers.get("location");
-  if (begun.status !== 202 || location === null) throw await http.failure(begun, "the start of an upload");
-  await begun.body?.cancel();
-  const url = new URL(location, http.origin);
-  url.searchParams.set("digest", descriptor.digest);
-  const body = stream();
-  const headers = { "content-type": "application/octet-stream", "content-length": String(descriptor.size) };
+  let url = await nextPlace(http, begun, 202);
+  const bodies: Readable[] = [];
+  const body = (): Readable => bodies[bodies.push(stream()) - 1] ?? Readable.from([]);
   try {
-    const response = await http.send({ method: "PUT", url, headers, body });
+    if (descriptor.size > 0) {
+      const headers = { "content-type": "application/octet-stream", "content-length": String(descriptor.size) };
+      url = await nextPlace(http, await http.send({ method: "PATCH", url, headers, body, answerMillis: commitMillis }), 202);
+    }
+    const target = new URL(url);
+    target.searchParams.set("digest", descriptor.digest);
+    const response = await http.send({ method: "PUT", url: target, headers: { "content-length": "0" }, silenceMillis: commitMillis });
     if (response.status !== 201) throw await http.failure(response, `the upload of ${descriptor.digest}`);
-    await response.body?.cancel();
+    response.discard();
   } catch (error) {
+    await forget(http, url);
     // why the bytes stopped coming says more than that they did
-    throw body.errored ?? error;
+    throw bodies.find(({ errored }) => errored !== null)?.errored ?? error;
   } finally {
-    body.destroy();
+    for (const used of bodies) used.destroy();
+  }
+}
+
+/** A registry reads a large blob once more before it answers. */
+const commitMillis = 300_000;
+
+/** What was begun and will not be ended; a registry that is away forgets it by itself one day. */
+async function forget(http: RegistryHttp, url: URL): Promise<void> {
+  const gone = http.send({ method: "DELETE", url, signal: AbortSignal.timeout(5_000) });
+  await gone.then((response) => response.discard()).catch(() => undefined);
+}
+
+/** Each answer says where an upload goes on. */
+async function nextPlace(http: RegistryHttp, response: HttpResponse, status: number): Promise<URL> {
+  const location = response.headers.get("location");
+  if (response.status !== status || location === null) throw await http.failure(response, "an upload");
+  response.discard();
+  return new URL(location, response.url);
+}
+
+interface BlobSource {
+  http: RegistryHttp;
+  url: string;
+  descriptor: Pick<Descriptor, "digest" | "size">;
+  signal: AbortSignal;
+}
+
+async function open({ http, url, descriptor }: BlobSource, from: number): Promise<HttpResponse> {
+  const headers = { "accept-encoding": "identity", ...(from > 0 && { range: `bytes=${String(from)}-` }) };
+  const response = await http.send({ method: "GET", url, headers });
+  if (response.status === 200 || (from > 0 && response.status === 206)) return response;
+  throw await http.failure(response, `the request for ${descriptor.digest}`);
+}
+
+/** The bytes of a blob over as many connections as it takes. */
+async function* continued(source: BlobSource, first: HttpResponse): AsyncGenerator<Buffer> {
+  let response: HttpResponse | undefined = first;
+  let bytes = 0;
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      response ??= await open(source, bytes);
+      // a server that knows no ranges sends everything again
+      let skipped = response.status === 206 ? bytes : 0;
+      for await (const chunk of response.body) {
+        const fresh: Buffer = chunk.subarray(Math.min(chunk.length, bytes - skipped));
+        skipped += chunk.length - fresh.length;
+        if (fresh.length === 0) continue;
+        bytes += fresh.length;
+        skipped = bytes;
+        attempt = 1;
+        yield fresh;
+      }
+      return;
+    } catch (error) {
+      response = undefined;
+      if (!isBroken(error) || attempt >= attemptLimit) throw error;
+      await delay(250 * attempt, undefined, { signal: source.signal });
+    }
   }
 }
 
@@ -150,10 +236,6 @@ async function* checked(
       "INTEGRITY",
       `${label} gave ${bytes > size ? "more than" : String(bytes)} bytes for ${digest} of ${String(size)} bytes, with digest ${found}`,
     );
-}
-
-async function* fromWeb(body: NonNullable<Response["body"]>): AsyncGenerator<Buffer> {
-  for await (const chunk of body as ReadableStream<Uint8Array>) yield Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
 }
 
 function sha256(content: Buffer): string {

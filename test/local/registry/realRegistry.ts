@@ -15,8 +15,11 @@ export interface RealRegistry {
   stop(): Promise<void>;
 }
 
-/** With `password` it wants the user `pusher` and the password `secret`. */
-export async function startRegistry({ password = false } = {}): Promise<RealRegistry> {
+/** With `password` it wants the user `pusher` and the password `secret`; `auth` is that section of its configuration. */
+export async function startRegistry({
+  password = false,
+  auth,
+}: { password?: boolean; auth?: Record<string, unknown> } = {}): Promise<RealRegistry> {
   const directory = await mkdtemp(join(tmpdir(), "cloudlet-registry-"));
   const port = await freePort();
   // the password `secret`, as bcrypt
@@ -24,8 +27,9 @@ export async function startRegistry({ password = false } = {}): Promise<RealRegi
   const config = {
     version: "0.1",
     log: { level: "error", accesslog: { disabled: true } },
-    storage: { filesystem: { rootdirectory: join(directory, "data") } },
+    storage: { filesystem: { rootdirectory: join(directory, "data") }, delete: { enabled: true } },
     http: { addr: `127.0.0.1:${String(port)}`, relativeurls: true },
+    ...(auth && { auth }),
     ...(password && { auth: { htpasswd: { realm: "test", path: join(directory, "htpasswd") } } }),
   };
   // YAML takes JSON as it is
