@@ -6,6 +6,7 @@ import type { Local, LocalBlob } from "../core/context.ts";
 import type { CheckContext } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
 import { packDirectory } from "./directory.ts";
+import { acquireOverlay } from "./overlays/acquire.ts";
 
 /** Files and directories of the operator's machine, as blobs with a digest. */
 export const local: Local = {
@@ -27,9 +28,7 @@ export const local: Local = {
       fix: "correct the digest or the content",
     });
   },
-  async acquireOverlay(source) {
-    throw new CloudletError("UNSUPPORTED", `an overlay is built, not taken from ${Object.keys(source).join()}`);
-  },
+  acquireOverlay,
 };
 
 export const digests: Pick<CheckContext, "digestFile" | "digestDirectory"> = {

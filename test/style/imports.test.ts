@@ -15,6 +15,8 @@ const builtins = /^node:/;
 const core = /^provider\/core\//;
 const protocol = /^provider\/agent\/protocol\.ts$/;
 const driverContract = /^provider\/hypervisors\/types\.ts$/;
+// what reads an overlay's manifest and index, on a node or not
+const overlayFormat = /^provider\/synthesis\/(manifest|manifestCheck|overlay)\.ts$/;
 const clientContract = /^provider\/agent\/clientTypes\.ts$/;
 const planner = /^provider\/synthesis\/plan\.ts$/;
 const transportContract = /^provider\/transport\/types\.ts$/;
@@ -63,7 +65,10 @@ const rules: Rule[] = [
     ],
     types: [transportContract],
   })),
-  { files: /^provider\/local\//, may: [/^provider\/local\//, core, /^(tar-stream|zod)$/, builtins] },
+  {
+    files: /^provider\/local\//,
+    may: [/^provider\/local\//, overlayFormat, protocol, core, /^(tar-stream|zod)$/, builtins],
+  },
   {
     files: /^provider\/resources\/cloudlet\//,
     may: [/^provider\/resources\/(cloudlet\/|shared\.ts)/, core, protocol, driverContract, planner, /^zod$/],
