@@ -9,6 +9,8 @@ export interface LayerFiles extends Record<ImageName | FileName, string> {
   manifest: string;
   /** Which chunks are in the layer for good, while it is still arriving. */
   arrived: string;
+  /** The pack as it is transferred: each chunk's compressed bytes at its own offset. Once whole, the agent takes it into the store. */
+  pack: string;
 }
 
 /** What is where in the directory of a layer. */
@@ -21,6 +23,7 @@ export function layerFiles(directory: string): LayerFiles {
     delta: path.join(directory, "delta.tar"),
     manifest: path.join(directory, "manifest.json"),
     arrived: path.join(directory, "arrived"),
+    pack: path.join(directory, "pack"),
   };
 }
 
