@@ -1,8 +1,109 @@
+import { createHash } from "node:crypto";
+import { type FileHandle, mkdir, open, rm, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { syncFile } from "../agent/durable.ts";
 import { CloudletError } from "../core/errors.ts";
-import type { Progress, Sealed, SealInput } from "./sealTypes.ts";
+import { type ImageIndex, encodeIndex } from "./blockIndex.ts";
+import { BlockTable } from "./blockTable.ts";
+import { type ImageName, imageNames } from "./layerFiles.ts";
+import { type Manifest, blockBytes } from "./manifest.ts";
+import { parseManifest } from "./manifestCheck.ts";
+import { orderBlocks, renumber } from "./packPlan.ts";
+import { type PackContent, writePack } from "./packWriter.ts";
+import { scanImage } from "./scan.ts";
+import type { Progress, Sealed, SealInput, Touch } from "./sealTypes.ts";
+import { compressFiles } from "./zstd.ts";
+
+// decision 0010 has the figures behind it
+const packLevel = "-3";
+// every start waits for the index
+const indexLevel = "-19";
 
 /** Finds what differs from below, leaves out what is there twice, and writes manifest, index and pack into `input.directory`. */
 export async function seal(input: SealInput, progress: Progress): Promise<Sealed> {
-  progress.signal.throwIfAborted();
-  return Promise.reject(new CloudletError("BUG", `nothing can be sealed in ${input.directory} yet`));
+  checkInput(input);
+  await mkdir(input.directory, { recursive: true, mode: 0o700 });
+  const table = new BlockTable();
+  const found: Pick<Writing, "images" | "about"> = { images: {}, about: aboutOf(input) };
+  const handles: FileHandle[] = [];
+  try {
+    for (const name of imageNames) {
+      const image = input[name];
+      if (image === undefined) continue;
+      progress.status(`looking for what changed in the ${name}`);
+      const { index, digest } = await scanImage(image, { table, source: handles.length }, progress);
+      handles.push(await open(image.current, "r"));
+      found.images[name] = index;
+      found.about[name] = { virtualBytes: image.virtualBytes, digest, blocks: index.blocks.length };
+    }
+    const { files, directory, touched = [] } = input;
+    const writing = { ...found, files, blocks: { handles, ...table.places }, count: table.count, touched };
+    return await writeOverlay(writing, directory, progress);
+  } finally {
+    await Promise.all(handles.map((handle) => handle.close()));
+  }
+}
+
+/** What an overlay is written from: its blocks, where they can be read, and what its manifest says about them. */
+export interface Writing extends Pick<PackContent, "files" | "blocks"> {
+  about: Omit<Manifest, "format" | "index" | "pack" | "files">;
+  images: Partial<Record<ImageName, ImageIndex>>;
+  /** How many blocks there are. */
+  count: number;
+  touched: readonly Touch[];
+}
+
+/** Writes manifest, index and pack into the directory; when that fails, none of them is there. */
+export async function writeOverlay(writing: Writing, directory: string, progress: Progress): Promise<Sealed> {
+  const paths = { manifest: path.join(directory, "manifest"), index: path.join(directory, "index"), pack: path.join(directory, "pack") };
+  try {
+    const { order, touchedBlocks } = orderBlocks(writing.images, writing.count, writing.touched);
+    progress.status(`compressing ${String(Math.ceil((order.length * blockBytes) / 1024 ** 2))} MiB`);
+    const { files, blocks } = writing;
+    const written = await writePack({ files, blocks, order, touchedBlocks }, { file: paths.pack, level: packLevel }, progress);
+    const images = renumber(writing.images, order);
+    const index = await writeIndex(paths.index, images, progress.signal);
+    const text = JSON.stringify({ format: "cloudlet-overlay/1", ...writing.about, index, ...written });
+    const manifest = parseManifest(text);
+    await writeFile(paths.manifest, text, { mode: 0o600 });
+    await syncFile(paths.manifest);
+    const digest = createHash("sha256").update(text).digest("hex");
+    const blobs = [
+      { digest, path: paths.manifest, bytes: Buffer.byteLength(text) },
+      { ...index, path: paths.index },
+      { digest: manifest.pack.digest, path: paths.pack, bytes: manifest.pack.bytes },
+    ];
+    return { digest, manifest, blobs };
+  } catch (error) {
+    await Promise.all(Object.values(paths).map((file) => rm(file, { force: true })));
+    throw error;
+  }
+}
+
+async function writeIndex(
+  file: string,
+  images: Partial<Record<ImageName, ImageIndex>>,
+  signal: AbortSignal,
+): Promise<{ digest: string; bytes: number }> {
+  const indexes = imageNames.flatMap((name) => images[name] ?? []);
+  await writeFile(file, encodeIndex(indexes), { mode: 0o600 });
+  const [compressed = Buffer.alloc(0)] = await compressFiles([file], indexLevel, signal);
+  await writeFile(file, compressed);
+  await syncFile(file);
+  return { digest: createHash("sha256").update(compressed).digest("hex"), bytes: compressed.length };
+}
+
+function aboutOf({ kind, base, parent, diskMib, machine, network, ready }: SealInput): Writing["about"] {
+  return { kind, base, parent, diskMib, machine, network, ready };
+}
+
+function checkInput(input: SealInput): void {
+  for (const name of imageNames) {
+    const bytes = input[name]?.virtualBytes ?? 0;
+    if (bytes % blockBytes !== 0) {
+      throw new CloudletError("INVALID", `the ${name} has ${String(bytes)} bytes, which are no whole blocks of ${String(blockBytes)}`, {
+        fix: "give it a size in whole MiB",
+      });
+    }
+  }
 }
