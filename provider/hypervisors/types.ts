@@ -45,8 +45,9 @@ export interface Part {
 /** Where an image that lies below a guest's own disk or memory is read from. */
 export type Layer =
   | { file: string }
-  /** A qcow2 file that is still arriving: its bytes are served at this unix socket, under this export name. */
+  /** A qcow2 file that is still arriving: its bytes are served at this unix socket, under this export name, until all are in the file. */
   | {
+      file: string;
       nbd: string;
       exportName: string;
       /** The file or image that it stands on, absolute; absent for memory over nothing. */ below?: string;
@@ -87,8 +88,8 @@ export interface Synthesis {
   resume(guest: Guest, origin: Origin, progress: Progress): Promise<void>;
   /** Makes the guest, stopped, so that it boots from its disk over this image. */
   makeOver(guest: Guest, disk: string, progress: Progress): Promise<void>;
-  /** The layers have arrived: a running guest reads them from these files from now on. Run again, it does nothing. */
-  settle(guest: Guest, files: { disk: string; memory: string }, progress: Progress): Promise<void>;
+  /** The layers have arrived: a running guest reads them from their files alone from now on. Run again, it does nothing. */
+  settle(guest: Guest, progress: Progress): Promise<void>;
   /** Holds a running guest still while its source is silent, and lets it go on. */
   hold(guest: Guest, held: boolean): Promise<void>;
 }
