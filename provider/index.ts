@@ -1,8 +1,10 @@
+import { baseImage } from "./resources/baseImage.ts";
 import { cloudlet } from "./resources/cloudlet/index.ts";
 import { edgeCluster } from "./resources/edgeCluster.ts";
 import { hypervisor } from "./resources/hypervisor.ts";
 import { node } from "./resources/node.ts";
+import { overlay } from "./resources/overlay.ts";
 import { volume } from "./resources/volume.ts";
 
 /** Every resource of the provider. */
-export const resources = [edgeCluster, node, hypervisor, cloudlet, volume] as const;
+export const resources = [edgeCluster, node, hypervisor, cloudlet, baseImage, overlay, volume] as const;

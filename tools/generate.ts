@@ -4,7 +4,7 @@ import { format, resolveConfig } from "prettier";
 import { errorsPage, resourcePage, schemaJson } from "../provider/core/schema.ts";
 import { resources } from "../provider/index.ts";
 import { describeResource, nameOf, typeNamesOf } from "./describe.ts";
-import { inputsFile, propertiesFile, typesText } from "./generateTypes.ts";
+import { argsFile, inputsFile, propertiesFile, typesText } from "./generateTypes.ts";
 
 const root = join(import.meta.dirname, "..");
 
@@ -19,6 +19,7 @@ async function generated(): Promise<Map<string, string>> {
   const files = new Map([
     ["schema.json", `${JSON.stringify(schemaJson({ version, description }, described, names), null, 2)}\n`],
     ["sdk/dynamic/types.ts", typesText(described)],
+    ["sdk/dynamic/args.ts", argsFile(described)],
     ["sdk/dynamic/inputs.ts", inputsFile(described)],
     ["sdk/dynamic/properties.ts", propertiesFile(described)],
     ["docs/errors.md", errorsPage()],

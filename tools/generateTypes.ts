@@ -9,30 +9,36 @@ const pulumiImport = 'import * as pulumi from "@pulumi/pulumi";\n';
 /** The object types that inputs and outputs are made of, with the schema's descriptions as doc comments. */
 export function typesText(resources: Described[]): string {
   const names = typeNamesOf(resources);
+  return [notice, "", ...[...names].map(([shape, name]) => plainText(name, fieldsOfShape(resources, shape), names))].join("\n");
+}
+
+/** The same as a program may pass them. */
+export function argsFile(resources: Described[]): string {
+  const names = typeNamesOf(resources);
   const passed = typeNamesOf(resources.map((resource) => ({ ...resource, outputs: [] })));
-  const objects = [...names].map(([shape, name]) => {
-    const fields = fieldsOfShape(resources, shape);
-    return plainText(name, fields, names) + (passed.has(shape) ? `\n${argsText(`${name}Args`, fields, names)}` : "");
-  });
-  return [notice, typeOnlyImport, ...objects].join("\n");
+  const objects = [...names].filter(([shape]) => passed.has(shape));
+  const texts = objects.map(([shape, name]) => argsText(`${name}Args`, fieldsOfShape(resources, shape), names));
+  return [notice, typeOnlyImport, ...texts].join("\n");
 }
 
 export function inputsFile(resources: Described[]): string {
   const names = typeNamesOf(resources);
   const bodies = resources.map((resource) => inputsText(resource, names)).join("\n");
-  return [notice, typeOnlyImport.trim(), importText(names, bodies, "Args"), bodies].join("\n");
+  return [notice, typeOnlyImport.trim(), importText(names, bodies, { suffix: "Args", from: "./args.ts" }), bodies].join("\n");
 }
 
 /** What a user gets: one base class per resource. */
 export function propertiesFile(resources: Described[]): string {
   const names = typeNamesOf(resources);
   const bodies = resources.map((resource) => propertiesText(resource, names)).join("\n");
-  return [notice, pulumiImport.trim(), importText(names, bodies, ""), bodies, traitsText(resources)].join("\n");
+  return [notice, pulumiImport.trim(), importText(names, bodies, { suffix: "", from: "./types.ts" }), bodies, traitsText(resources)].join(
+    "\n",
+  );
 }
 
-function importText(names: Names, bodies: string, suffix: string): string {
+function importText(names: Names, bodies: string, { suffix, from }: { suffix: string; from: string }): string {
   const used = [...names.values()].map((name) => `${name}${suffix}`).filter((name) => new RegExp(`[<(]${name}\\b`).test(bodies));
-  return `import type { ${used.join(", ")} } from "./types.ts";\n`;
+  return `import type { ${used.join(", ")} } from "${from}";\n`;
 }
 
 type Names = ReadonlyMap<object, string>;
@@ -62,7 +68,9 @@ function inputsText({ definition, inputs }: Described, names: Names): string {
 
 function propertiesText({ definition, inputs, outputs }: Described, names: Names): string {
   const inputNames = new Set(inputs.map(({ name }) => name));
-  const stored = [...inputs.filter(({ meta }) => !meta.checkOnly), ...outputs.filter(({ name }) => !inputNames.has(name))];
+  // what an input leaves open, the output has
+  const own = inputs.filter(({ meta }) => !meta.checkOnly).map((input) => outputs.find(({ name }) => name === input.name) ?? input);
+  const stored = [...own, ...outputs.filter(({ name }) => !inputNames.has(name))];
   const lines = stored.map((field) => {
     const absent = field.required || field.fallback !== undefined ? "" : " | undefined";
     return `${doc(field)}  declare readonly ${field.name}: pulumi.Output<${typeText(field.type, { names, form: "plain" })}${absent}>;\n`;
@@ -71,13 +79,13 @@ function propertiesText({ definition, inputs, outputs }: Described, names: Names
 }
 
 function traitsText(resources: Described[]): string {
-  const lines = resources.map(({ definition, inputs, outputs }) => {
-    const missing = outputs.map(({ name }) => name).filter((name) => !inputs.some((input) => input.name === name));
+  const lines = resources.map(({ definition, outputs }) => {
+    const names = outputs.map(({ name }) => name);
     const secrets = secretPaths(definition.inputs);
     const secretOutputs = secretPaths(definition.outputs).map(([first]) => first);
-    return `  ${nameOf(definition)}: ${JSON.stringify({ outputs: missing, secrets, secretOutputs })},\n`;
+    return `  ${nameOf(definition)}: ${JSON.stringify({ outputs: names, secrets, secretOutputs })},\n`;
   });
-  return `/** What the classes must know: outputs beyond the inputs, and where secrets are. */\nexport const traits = {\n${lines.join("")}} satisfies Record<string, Traits>;\n\nexport interface Traits {\n  outputs: string[];\n  secrets: string[][];\n  secretOutputs: string[];\n}\n`;
+  return `/** What the classes must know: the names of the outputs, and where secrets are. */\nexport const traits = {\n${lines.join("")}} satisfies Record<string, Traits>;\n\nexport interface Traits {\n  outputs: string[];\n  secrets: string[][];\n  secretOutputs: string[];\n}\n`;
 }
 
 function typeText(type: FieldType, as: { names: Names; form: "plain" | "input" }): string {

@@ -1,6 +1,7 @@
 import { describeError } from "./errors.ts";
-import type { CheckContext, Issue, ResourceDefinition } from "./define.ts";
+import type { CheckContext, Issue, LocalDigests, ResourceDefinition } from "./define.ts";
 import type { Declarations } from "./declarations.ts";
+import { diffInputs } from "./diff.ts";
 import { fieldsOf } from "./fields.ts";
 import { parseKnown } from "./parse.ts";
 import { containsUnknown, isRecord } from "./values.ts";
@@ -11,13 +12,15 @@ export interface CheckRequest {
   /** The state before, if any. */
   old?: Record<string, unknown> | undefined;
   declarations: Declarations;
-  local: Pick<CheckContext, "digestFile" | "digestDirectory">;
+  local: LocalDigests;
 }
 
 export interface CheckResult {
   /** With defaults and completed; unknown values in their place. */
   inputs: Record<string, unknown>;
   issues: Issue[];
+  /** What a reviewer should know of a new resource or a change. */
+  explanation?: string | undefined;
 }
 
 /** Parse, complete, then the rules of the domain. Never throws for what a user can write, and reaches no node. */
@@ -25,13 +28,17 @@ export async function checkInputs(definition: ResourceDefinition, request: Check
   const parsed = parseKnown(definition.inputs, request.news);
   if (!isRecord(parsed.value) || parsed.issues.length > 0) return { inputs: request.news, issues: parsed.issues };
   const declared = request.declarations.besides(definition, knownFields(parsed.value));
-  const context: CheckContext = { ...request.local, declared };
+  const given = new Set(Object.entries(parsed.value).flatMap(([name, value]) => (value === undefined ? [] : [name])));
+  const context: CheckContext = { ...request.local, declared, given };
   try {
     const completed = await complete(definition, parsed.value, context);
     const known = knownFields(completed.inputs);
     const issues = [...completed.issues, ...((await definition.constraints?.(known, context, request.old)) ?? [])];
-    if (issues.length === 0) request.declarations.add(definition, known);
-    return { inputs: withoutCheckOnly(definition, completed.inputs), issues };
+    const inputs = withoutCheckOnly(definition, completed.inputs);
+    if (issues.length > 0) return { inputs, issues };
+    request.declarations.add(definition, known);
+    const same = request.old !== undefined && diffInputs(definition.inputs, request.old, inputs).length === 0;
+    return { inputs, issues, explanation: same ? undefined : definition.explain?.(known, request.old) };
   } catch (error) {
     return { inputs: request.news, issues: [{ path: "", message: describeError(error) }] };
   }

@@ -17,18 +17,30 @@ export interface FieldMeta {
   set?: boolean;
   /** Looked at by constraints and then dropped, so that it is neither stored nor compared. */
   checkOnly?: boolean;
+  /** Where the program leaves it out, whatever it became is right. */
+  computed?: boolean;
+  /** Only what the next operation needs to reach others: stored, never compared. */
+  carried?: boolean;
   /** Filled in by the SDK classes, not by users; left out of the docs. */
   internal?: boolean;
 }
 
 /** What check may look at besides the inputs. Nothing here reaches a node. */
-export interface CheckContext {
+export interface CheckContext extends LocalDigests {
   /** Inputs of the resources of one type that this run has checked before, by resource name. */
   declared(token: string): ReadonlyMap<string, Record<string, unknown>>;
+  /** Names of the fields that have a value, those included whose value is still unknown. */
+  given: ReadonlySet<string>;
+}
+
+/** What is on the operator's machine. */
+export interface LocalDigests {
   /** SHA-256 of a file on the operator's machine; NOT_FOUND where it is missing. */
   digestFile(path: string): Promise<string>;
   /** SHA-256 of the deterministic tar of a directory on the operator's machine. */
   digestDirectory(path: string): Promise<string>;
+  /** Digest of the overlay that was exported to a file on the operator's machine. */
+  digestOverlay(path: string): Promise<string>;
 }
 
 type Shape = z.ZodObject;
@@ -57,12 +69,19 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
     context: CheckContext,
     old: (Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>) | undefined,
   ): Issue[] | Promise<Issue[]>;
-  /** What a preview should say about a change beyond the properties that differ; values may be unknown. */
-  explain?(old: Partial<z.infer<Inputs>>, want: Partial<z.infer<Inputs>>): string | undefined;
+  /** What a preview should say about a new resource, or about a change beyond the properties that differ. Unknown fields are absent. */
+  explain?(want: Partial<z.infer<Inputs>>, old: Partial<z.infer<Inputs>> | undefined): string | undefined;
   /** What is true on the node now. undefined = the node answered and has none; a silent node throws UNREACHABLE. */
   observe(known: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<(z.infer<Inputs> & z.infer<Outputs>) | undefined>;
-  /** Makes it true: idempotent, resumable, the same for create and update. `old` is the state before, if any. */
-  apply(want: z.infer<Inputs>, old: (z.infer<Inputs> & Partial<z.infer<Outputs>>) | undefined, context: Context): Promise<void>;
+  /**
+   * Makes it true: idempotent, resumable, the same for create and update. `old` is the state before, if any. Returns
+   * what only it can know, which `observe` then finds among what is known.
+   */
+  apply(
+    want: z.infer<Inputs>,
+    old: (z.infer<Inputs> & Partial<z.infer<Outputs>>) | undefined,
+    context: Context,
+  ): Promise<Partial<z.infer<Outputs>> | void>;
   /** Removes it; already gone is fine. */
   remove(have: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<void>;
 }

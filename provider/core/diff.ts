@@ -27,10 +27,11 @@ interface Place {
 }
 
 function diffField(field: Field, pair: Pair, place: Place): Change[] {
-  if (field.meta.checkOnly) return [];
+  if (field.meta.checkOnly || field.meta.carried) return [];
   const replaces = place.replaces || field.meta.replaces === true;
   const have = pair.have ?? field.fallback;
   const want = pair.want ?? field.fallback;
+  if (field.meta.computed && want === undefined) return [];
   const change = (kind: Change["kind"]): Change[] => [{ path: formatPath(place.path), kind, replaces }];
   if (want === unknownValue) return change(have === undefined ? "add" : "update");
   if (have === undefined) return want === undefined ? [] : change("add");

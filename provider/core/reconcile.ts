@@ -56,9 +56,9 @@ interface Target {
 
 async function reconcile(definition: ResourceDefinition, { id, inputs, old }: Target, context: Context): Promise<State> {
   const { watched, reached } = watchContact(context);
-  const known = { ...outputsOf(definition, old ?? {}), ...inputs };
+  let known = { ...outputsOf(definition, old ?? {}), ...inputs };
   try {
-    await definition.apply(inputs, old, watched);
+    known = { ...known, ...(await definition.apply(inputs, old, watched)) };
   } catch (error) {
     // where no node was reached, nothing can have changed there
     if (!reached()) throw error;

@@ -15,7 +15,8 @@ type Json = Record<string, unknown>;
 export function schemaJson(about: { version: string; description: string }, resources: Described[], names: TypeNames): Json {
   const types = new Map<string, Json>();
   const resourceEntries = resources.map(({ definition, inputs, outputs }) => {
-    const own = inputs.filter(({ meta }) => !meta.checkOnly);
+    // what an input leaves open, the output has
+    const own = inputs.filter(({ meta }) => !meta.checkOnly).map((input) => outputs.find(({ name }) => name === input.name) ?? input);
     const stored = [...own, ...outputs.filter(({ name }) => !own.some((input) => input.name === name))];
     for (const field of [...inputs, ...outputs]) addTypes(field.type, names, types);
     const entry = {

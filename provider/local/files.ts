@@ -3,7 +3,7 @@ import { createReadStream } from "node:fs";
 import { stat } from "node:fs/promises";
 import type { Readable } from "node:stream";
 import type { Local, LocalBlob } from "../core/context.ts";
-import type { CheckContext } from "../core/define.ts";
+import type { LocalDigests } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
 import { packDirectory } from "./directory.ts";
 import { acquireOverlay } from "./overlays/acquire.ts";
@@ -31,10 +31,15 @@ export const local: Local = {
   acquireOverlay,
 };
 
-export const digests: Pick<CheckContext, "digestFile" | "digestDirectory"> = {
+export const digests: LocalDigests = {
   digestFile: async (path) => (await local.open(path)).digest,
   digestDirectory: async (path) => (await local.openDirectory(path)).digest,
+  digestOverlay: async (path) =>
+    (await local.acquireOverlay({ file: path }, { signal: AbortSignal.timeout(checkMillis), status: () => undefined })).digest,
 };
+
+/** A check has no deadline of its own. */
+const checkMillis = 600_000;
 
 async function statOf(path: string): ReturnType<typeof stat> {
   return stat(path).catch((error: unknown) => {

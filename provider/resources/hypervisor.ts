@@ -39,8 +39,13 @@ const outputs = z.strictObject({
   version: z.string().describe("Version that the hypervisor reports."),
   accelerator: z.enum(["kvm", "tcg", "none"]).describe("How guests execute: kvm = hardware, tcg = software emulation, none = containers."),
   capacity: z
-    .strictObject({ cores: z.int().describe("Processor cores of the node."), memoryMib: z.int().describe("Memory of the node in MiB.") })
-    .describe("What a cloudlet here can have at most."),
+    .strictObject({
+      cores: z.int().describe("Processor cores of the node."),
+      memoryMib: z.int().describe("Memory of the node in MiB."),
+      cpuFlags: z.array(z.string()).describe("What the node's processor can do, in the words of /proc/cpuinfo."),
+      machineTypes: z.array(z.string()).describe("Machine types that QEMU has here; none for containers."),
+    })
+    .describe("What a cloudlet here can have at most, and what saved memory can be resumed here."),
 });
 
 /** The one hypervisor of a node. */
@@ -74,7 +79,7 @@ export const hypervisor = defineResource({
       status: "ready",
       version: status.version,
       accelerator: status.accelerator,
-      capacity: { cores: facts.cores, memoryMib: facts.memoryMib },
+      capacity: { cores: facts.cores, memoryMib: facts.memoryMib, cpuFlags: facts.cpuFlags, machineTypes: status.machineTypes },
     };
   },
 

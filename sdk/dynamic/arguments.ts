@@ -1,8 +1,29 @@
 import * as pulumi from "@pulumi/pulumi";
-import type { Traits } from "./properties.ts";
+import { traits, type Traits } from "./properties.ts";
+import { providers } from "./providers.ts";
 
-/** What the base class gets: the arguments with their secrets marked, the name's default, the owner, and every output's name. */
-export function propertiesOf(traits: Traits, name: string, args: object): pulumi.Inputs {
+interface Registered {
+  name: string;
+  /** The arguments, completed. */
+  given: object;
+  options: pulumi.CustomResourceOptions | undefined;
+}
+
+/** What a class hands to its base class. */
+export function registration(
+  type: keyof typeof providers,
+  { name, given, options }: Registered,
+): [pulumi.dynamic.ResourceProvider, string, pulumi.Inputs, pulumi.CustomResourceOptions, string, string] {
+  return [providers[type], name, propertiesOf(traits[type], name, given), optionsOf(traits[type], options), "cloudlet", type];
+}
+
+/** An argument that is undefined must not hide what comes from the resource that is named. */
+export function defined(args: object): object {
+  return Object.fromEntries(Object.entries(args).filter(([, value]) => value !== undefined));
+}
+
+/** The arguments with their secrets marked, the name's default, the owner, and every output's name. */
+function propertiesOf(traits: Traits, name: string, args: object): pulumi.Inputs {
   const given = Object.entries({ name, ...args, owner: `${pulumi.getProject()}/${pulumi.getStack()}` });
   return {
     // pulumi resolves only those outputs whose names it is given
@@ -12,7 +33,7 @@ export function propertiesOf(traits: Traits, name: string, args: object): pulumi
 }
 
 /** Options with the secret outputs of the type added. */
-export function optionsOf(traits: Traits, options: pulumi.CustomResourceOptions = {}): pulumi.CustomResourceOptions {
+function optionsOf(traits: Traits, options: pulumi.CustomResourceOptions = {}): pulumi.CustomResourceOptions {
   return { ...options, additionalSecretOutputs: [...(options.additionalSecretOutputs ?? []), ...traits.secretOutputs] };
 }
 

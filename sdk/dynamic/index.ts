@@ -1,5 +1,10 @@
-export { Cloudlet, EdgeCluster, Hypervisor, Node, Volume } from "./resources.ts";
-export type { CloudletArgs, EdgeClusterArgs, HypervisorArgs, NodeArgs, VolumeArgs } from "./resources.ts";
+export { EdgeCluster, Hypervisor, Node } from "./gateway.ts";
+export type { EdgeClusterArgs, HypervisorArgs, NodeArgs } from "./gateway.ts";
+export { BaseImage, Overlay } from "./images.ts";
+export type { BaseImageArgs, OverlayArgs } from "./images.ts";
+export { Cloudlet, Volume } from "./resources.ts";
+export type { CloudletArgs, VolumeArgs } from "./resources.ts";
 export { execInCloudlet, getCloudletLogs, restartCloudlet, restoreCloudlet, snapshotCloudlet } from "./functions.ts";
 export type { ExecOptions, ExecResult } from "./functions.ts";
-export type { Connection, ConnectionArgs } from "./types.ts";
+export type { ConnectionArgs } from "./args.ts";
+export type { Connection } from "./types.ts";

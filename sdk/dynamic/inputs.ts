@@ -3,14 +3,18 @@ import type * as pulumi from "@pulumi/pulumi";
 import type {
   ConnectionArgs,
   HypervisorLxdArgs,
-  CloudletBaseArgs,
+  BaseArgs,
+  BaseSourceBuildArgs,
+  ResourcesArgs,
+  CloudletOverlayArgs,
+  CloudletHydrateArgs,
   CloudletBuildArgs,
-  CloudletResourcesArgs,
   CloudletPortArgs,
-  CloudletFileArgs,
+  FileArgs,
   CloudletVolumeArgs,
-  CloudletReadyArgs,
-} from "./types.ts";
+  ReadyArgs,
+  BaseImageMemoryArgs,
+} from "./args.ts";
 
 export interface EdgeClusterInputs {
   /** Name of the cluster; cloudlet ids begin with it. Default: the Pulumi name. */
@@ -61,15 +65,19 @@ export interface CloudletInputs {
   /** What the cloudlet should be doing. Default: "running". */
   state?: pulumi.Input<"running" | "stopped" | "suspended"> | undefined;
   /** The image it starts from. A change rebuilds the root in place; state files and volumes are kept. */
-  base: pulumi.Input<CloudletBaseArgs>;
+  base: pulumi.Input<BaseArgs>;
+  /** What the cloudlet may use. */
+  resources?: pulumi.Input<ResourcesArgs> | undefined;
+  /** The Overlay that it is synthesised from. A change rebuilds the root in place; state files and volumes are kept. */
+  overlay?: pulumi.Input<CloudletOverlayArgs> | undefined;
+  /** What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent. */
+  hydrate?: pulumi.Input<CloudletHydrateArgs> | undefined;
   /** An application built in the cloudlet from source. A changed source is a new version, put in place without making the cloudlet anew. */
   build?: pulumi.Input<CloudletBuildArgs> | undefined;
-  /** What the cloudlet may use. */
-  resources?: pulumi.Input<CloudletResourcesArgs> | undefined;
   /** Ports published on the node. `endpoint` is the first one. */
   ports?: pulumi.Input<pulumi.Input<CloudletPortArgs>[]> | undefined;
   /** Files written before the application starts. */
-  files?: pulumi.Input<pulumi.Input<CloudletFileArgs>[]> | undefined;
+  files?: pulumi.Input<pulumi.Input<FileArgs>[]> | undefined;
   /** Environment of the application. */
   environment?: pulumi.Input<Record<string, pulumi.Input<string>>> | undefined;
   /** cloud-init user data (kvm only). */
@@ -79,7 +87,57 @@ export interface CloudletInputs {
   /** Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind. */
   stateFiles?: pulumi.Input<pulumi.Input<string>[]> | undefined;
   /** How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any. */
-  ready?: pulumi.Input<CloudletReadyArgs> | undefined;
+  ready?: pulumi.Input<ReadyArgs> | undefined;
+  /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
+  onUnreachable?: pulumi.Input<"fail" | "forget"> | undefined;
+}
+
+export interface BaseImageInputs {
+  /** Name of the image. Default: the Pulumi name. */
+  name?: pulumi.Input<string> | undefined;
+  /** Path on the operator's machine: a disk image (qcow2, raw, vmdk or vhdx) for kvm, a root file system or LXD image tar for lxd. */
+  file?: pulumi.Input<string> | undefined;
+  /** Where the operator's machine downloads it from. */
+  url?: pulumi.Input<string> | undefined;
+  /** A directory that the operator's machine builds it from. */
+  build?: pulumi.Input<BaseSourceBuildArgs> | undefined;
+  /** OCI reference that the operator's machine pulls it from. */
+  image?: pulumi.Input<string> | undefined;
+  /** SHA-256 of the image, its identity. Default: computed from `file`; of the others, what came first. Set it to pin the content. */
+  digest?: pulumi.Input<string> | undefined;
+  /** Hypervisors whose nodes have the image before any cloudlet asks for it; all of one kind. */
+  nodes?: pulumi.Input<pulumi.Input<string>[]> | undefined;
+  /** Boots the image once and keeps its memory at the moment it is ready, so that cloudlets and overlays resume from it (kvm only). */
+  memory?: pulumi.Input<BaseImageMemoryArgs> | undefined;
+  /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
+  onUnreachable?: pulumi.Input<"fail" | "forget"> | undefined;
+}
+
+export interface OverlayInputs {
+  /** Name of the overlay. Default: the Pulumi name. */
+  name?: pulumi.Input<string> | undefined;
+  /** The image that it is built over. One that comes from `file` or `image` was built already, and is refused where its base is another. */
+  base?: pulumi.Input<BaseArgs> | undefined;
+  /** The Hypervisor that builds and keeps it. A change has the new one take it over. */
+  builder: pulumi.Input<string>;
+  /** Files written before the application starts. */
+  files?: pulumi.Input<pulumi.Input<FileArgs>[]> | undefined;
+  /** Environment of the application. */
+  environment?: pulumi.Input<Record<string, pulumi.Input<string>>> | undefined;
+  /** cloud-init user data (kvm only). */
+  userData?: pulumi.Input<string> | undefined;
+  /** Shell script run in the guest once the files are there. */
+  script?: pulumi.Input<string> | undefined;
+  /** What the guest has while it is built; cloudlets that have the same resume from its memory. Default: the base's memory, else that of a cloudlet. */
+  resources?: pulumi.Input<ResourcesArgs> | undefined;
+  /** When it is saved. How to tell that the application answers. Exactly one of tcp, http and log. Required where it is built. */
+  ready?: pulumi.Input<ReadyArgs> | undefined;
+  /** Path on the operator's machine of an overlay that was exported, instead of building one. */
+  file?: pulumi.Input<string> | undefined;
+  /** OCI reference of an overlay that was pushed, instead of building one. */
+  image?: pulumi.Input<string> | undefined;
+  /** Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`. */
+  digest?: pulumi.Input<string> | undefined;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
   onUnreachable?: pulumi.Input<"fail" | "forget"> | undefined;
 }

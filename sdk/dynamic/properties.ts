@@ -5,14 +5,24 @@ import type {
   NodeFacts,
   HypervisorLxd,
   HypervisorCapacity,
-  CloudletBase,
+  Base,
+  BaseSource,
+  BaseSourceBuild,
+  Resources,
+  CloudletOverlay,
+  CloudletOverlaySource,
+  Machine,
+  Source,
+  CloudletHydrate,
   CloudletBuild,
-  CloudletResources,
   CloudletPort,
-  CloudletFile,
+  File,
   CloudletVolume,
-  CloudletReady,
+  Ready,
+  CloudletProvision,
   CloudletLastMove,
+  BaseImageMemory,
+  BaseImagePlacement,
 } from "./types.ts";
 
 /** The nodes that serve one application. Every cloudlet belongs to a cluster; a second application on a cluster is refused in preview. */
@@ -79,7 +89,7 @@ export abstract class HypervisorProperties extends pulumi.dynamic.Resource {
   declare readonly version: pulumi.Output<string>;
   /** How guests execute: kvm = hardware, tcg = software emulation, none = containers. */
   declare readonly accelerator: pulumi.Output<"kvm" | "tcg" | "none">;
-  /** What a cloudlet here can have at most. */
+  /** What a cloudlet here can have at most, and what saved memory can be resumed here. */
   declare readonly capacity: pulumi.Output<HypervisorCapacity>;
 }
 
@@ -102,15 +112,25 @@ export abstract class CloudletProperties extends pulumi.dynamic.Resource {
   /** What the cloudlet should be doing. Default: "running". */
   declare readonly state: pulumi.Output<"running" | "stopped" | "suspended">;
   /** The image it starts from. A change rebuilds the root in place; state files and volumes are kept. */
-  declare readonly base: pulumi.Output<CloudletBase>;
+  declare readonly base: pulumi.Output<Base>;
+  /** Where the operator's machine has the base from; the SDK takes it from the BaseImage. */
+  declare readonly baseSource: pulumi.Output<BaseSource | undefined>;
+  /** What the cloudlet may use. */
+  declare readonly resources: pulumi.Output<Resources>;
+  /** The Overlay that it is synthesised from. A change rebuilds the root in place; state files and volumes are kept. */
+  declare readonly overlay: pulumi.Output<CloudletOverlay | undefined>;
+  /** Where the operator's machine has the overlay from; the SDK takes it from the Overlay. */
+  declare readonly overlaySource: pulumi.Output<CloudletOverlaySource | undefined>;
+  /** Nodes that may hand on what is missing here; the SDK takes them from the images that are named. */
+  declare readonly sources: pulumi.Output<Source[]>;
+  /** What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent. */
+  declare readonly hydrate: pulumi.Output<CloudletHydrate>;
   /** An application built in the cloudlet from source. A changed source is a new version, put in place without making the cloudlet anew. */
   declare readonly build: pulumi.Output<CloudletBuild | undefined>;
-  /** What the cloudlet may use. */
-  declare readonly resources: pulumi.Output<CloudletResources>;
   /** Ports published on the node. `endpoint` is the first one. */
   declare readonly ports: pulumi.Output<CloudletPort[]>;
   /** Files written before the application starts. */
-  declare readonly files: pulumi.Output<CloudletFile[]>;
+  declare readonly files: pulumi.Output<File[]>;
   /** Environment of the application. */
   declare readonly environment: pulumi.Output<Record<string, string>>;
   /** cloud-init user data (kvm only). */
@@ -120,7 +140,7 @@ export abstract class CloudletProperties extends pulumi.dynamic.Resource {
   /** Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind. */
   declare readonly stateFiles: pulumi.Output<string[]>;
   /** How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any. */
-  declare readonly ready: pulumi.Output<CloudletReady | undefined>;
+  declare readonly ready: pulumi.Output<Ready | undefined>;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
   declare readonly onUnreachable: pulumi.Output<"fail" | "forget">;
   /** `HOST:PORT` of the first published port; empty when none is published. */
@@ -135,8 +155,104 @@ export abstract class CloudletProperties extends pulumi.dynamic.Resource {
   declare readonly imageDigest: pulumi.Output<string>;
   /** How it executes: kvm = hardware, tcg = software emulation, none = container. */
   declare readonly accelerator: pulumi.Output<"kvm" | "tcg" | "none">;
+  /** How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes. */
+  declare readonly provision: pulumi.Output<CloudletProvision | undefined>;
   /** The last move: what was sent, and how long the application was away. */
   declare readonly lastMove: pulumi.Output<CloudletLastMove | undefined>;
+}
+
+/** A bootable base, known by its digest and placed on nodes before it is needed. A node takes it from a neighbour that has it, and from the operator's machine only where none has. */
+export abstract class BaseImageProperties extends pulumi.dynamic.Resource {
+  /** Name of the image. Default: the Pulumi name. */
+  declare readonly name: pulumi.Output<string>;
+  /** Project and stack that declare this resource; what one stack made, another neither sees as its own nor removes. */
+  declare readonly owner: pulumi.Output<string>;
+  /** Path on the operator's machine: a disk image (qcow2, raw, vmdk or vhdx) for kvm, a root file system or LXD image tar for lxd. */
+  declare readonly file: pulumi.Output<string | undefined>;
+  /** Where the operator's machine downloads it from. */
+  declare readonly url: pulumi.Output<string | undefined>;
+  /** A directory that the operator's machine builds it from. */
+  declare readonly build: pulumi.Output<BaseSourceBuild | undefined>;
+  /** OCI reference that the operator's machine pulls it from. */
+  declare readonly image: pulumi.Output<string | undefined>;
+  /** SHA-256 of the image, its identity. */
+  declare readonly digest: pulumi.Output<string>;
+  /** Hypervisors whose nodes have the image before any cloudlet asks for it; all of one kind. */
+  declare readonly nodes: pulumi.Output<string[]>;
+  /** How to reach these nodes; the SDK takes it from the hypervisors that are named. */
+  declare readonly connections: pulumi.Output<Source[]>;
+  /** Boots the image once and keeps its memory at the moment it is ready, so that cloudlets and overlays resume from it (kvm only). */
+  declare readonly memory: pulumi.Output<BaseImageMemory | undefined>;
+  /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
+  declare readonly onUnreachable: pulumi.Output<"fail" | "forget">;
+  /** The kind of hypervisor it is for; absent while it is on no node. */
+  declare readonly kind: pulumi.Output<"kvm" | "lxd" | undefined>;
+  /** Detected, not declared; absent while it is on no node. */
+  declare readonly format: pulumi.Output<"qcow2" | "raw" | "vmdk" | "vhdx" | "tar" | undefined>;
+  /** Its size as it is stored. */
+  declare readonly bytes: pulumi.Output<number | undefined>;
+  /** Size of the disk that a guest sees; absent while it is on no node. */
+  declare readonly virtualBytes: pulumi.Output<number | undefined>;
+  /** Where it is, and how it came there. */
+  declare readonly placements: pulumi.Output<BaseImagePlacement[]>;
+  /** Digest of the saved memory. */
+  declare readonly memoryDigest: pulumi.Output<string | undefined>;
+  /** What the saved memory can be resumed on. */
+  declare readonly machine: pulumi.Output<Machine | undefined>;
+}
+
+/** The delta of an application over a base: disk, memory and device state at one instant, built once on a node, from which any number of cloudlets start. */
+export abstract class OverlayProperties extends pulumi.dynamic.Resource {
+  /** Name of the overlay. Default: the Pulumi name. */
+  declare readonly name: pulumi.Output<string>;
+  /** Project and stack that declare this resource; what one stack made, another neither sees as its own nor removes. */
+  declare readonly owner: pulumi.Output<string>;
+  /** The image that it is built over. One that comes from `file` or `image` was built already, and is refused where its base is another. */
+  declare readonly base: pulumi.Output<Base | undefined>;
+  /** Where the operator's machine has the base from; the SDK takes it from the BaseImage. */
+  declare readonly baseSource: pulumi.Output<BaseSource | undefined>;
+  /** Nodes that may hand on what is missing here; the SDK takes them from the images that are named. */
+  declare readonly sources: pulumi.Output<Source[]>;
+  /** The Hypervisor that builds and keeps it. A change has the new one take it over. */
+  declare readonly builder: pulumi.Output<string>;
+  /** How to reach the node; the SDK takes it from the resource that is named. */
+  declare readonly connection: pulumi.Output<Connection>;
+  /** Address that clients of the node's cloudlets use; the SDK takes it from the node. */
+  declare readonly nodeAddress: pulumi.Output<string>;
+  /** Files written before the application starts. */
+  declare readonly files: pulumi.Output<File[]>;
+  /** Environment of the application. */
+  declare readonly environment: pulumi.Output<Record<string, string>>;
+  /** cloud-init user data (kvm only). */
+  declare readonly userData: pulumi.Output<string | undefined>;
+  /** Shell script run in the guest once the files are there. */
+  declare readonly script: pulumi.Output<string | undefined>;
+  /** What the guest had while it was built. */
+  declare readonly resources: pulumi.Output<Resources>;
+  /** When it is saved. How to tell that the application answers. Exactly one of tcp, http and log. Required where it is built. */
+  declare readonly ready: pulumi.Output<Ready | undefined>;
+  /** Path on the operator's machine of an overlay that was exported, instead of building one. */
+  declare readonly file: pulumi.Output<string | undefined>;
+  /** OCI reference of an overlay that was pushed, instead of building one. */
+  declare readonly image: pulumi.Output<string | undefined>;
+  /** Digest of the overlay's manifest, its identity. */
+  declare readonly digest: pulumi.Output<string>;
+  /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
+  declare readonly onUnreachable: pulumi.Output<"fail" | "forget">;
+  /** The kind of hypervisor it is for. */
+  declare readonly kind: pulumi.Output<"kvm" | "lxd">;
+  /** SHA-256 of the image that it stands on. */
+  declare readonly baseDigest: pulumi.Output<string>;
+  /** Bytes that a node without it takes. */
+  declare readonly bytes: pulumi.Output<number>;
+  /** Changed blocks of the disk, decompressed. */
+  declare readonly diskBytes: pulumi.Output<number>;
+  /** Changed pages of the memory, decompressed. */
+  declare readonly memoryBytes: pulumi.Output<number>;
+  /** What the saved memory can be resumed on; absent where there is none. */
+  declare readonly machine: pulumi.Output<Machine | undefined>;
+  /** Name of the node that keeps it. */
+  declare readonly node: pulumi.Output<string>;
 }
 
 /** State that outlives a cloudlet: made on a node, attached to one cloudlet at a time, and moved along with it. */
@@ -163,7 +279,7 @@ export abstract class VolumeProperties extends pulumi.dynamic.Resource {
   declare readonly attachedTo: pulumi.Output<string | undefined>;
 }
 
-/** What the classes must know: outputs beyond the inputs, and where secrets are. */
+/** What the classes must know: the names of the outputs, and where secrets are. */
 export const traits = {
   EdgeCluster: { outputs: [], secrets: [], secretOutputs: [] },
   Node: {
@@ -192,8 +308,44 @@ export const traits = {
     secretOutputs: [],
   },
   Cloudlet: {
-    outputs: ["endpoint", "address", "node", "status", "imageDigest", "accelerator", "lastMove"],
+    outputs: ["endpoint", "address", "node", "status", "imageDigest", "accelerator", "provision", "lastMove"],
     secrets: [
+      ["connection", "password"],
+      ["connection", "privateKey"],
+      ["connection", "privateKeyPassword"],
+      ["connection", "proxy", "password"],
+      ["connection", "proxy", "privateKey"],
+      ["connection", "proxy", "privateKeyPassword"],
+      ["sources", "*", "connection", "password"],
+      ["sources", "*", "connection", "privateKey"],
+      ["sources", "*", "connection", "privateKeyPassword"],
+      ["sources", "*", "connection", "proxy", "password"],
+      ["sources", "*", "connection", "proxy", "privateKey"],
+      ["sources", "*", "connection", "proxy", "privateKeyPassword"],
+    ],
+    secretOutputs: [],
+  },
+  BaseImage: {
+    outputs: ["digest", "kind", "format", "bytes", "virtualBytes", "placements", "memoryDigest", "machine"],
+    secrets: [
+      ["connections", "*", "connection", "password"],
+      ["connections", "*", "connection", "privateKey"],
+      ["connections", "*", "connection", "privateKeyPassword"],
+      ["connections", "*", "connection", "proxy", "password"],
+      ["connections", "*", "connection", "proxy", "privateKey"],
+      ["connections", "*", "connection", "proxy", "privateKeyPassword"],
+    ],
+    secretOutputs: [],
+  },
+  Overlay: {
+    outputs: ["digest", "kind", "baseDigest", "resources", "bytes", "diskBytes", "memoryBytes", "machine", "node"],
+    secrets: [
+      ["sources", "*", "connection", "password"],
+      ["sources", "*", "connection", "privateKey"],
+      ["sources", "*", "connection", "privateKeyPassword"],
+      ["sources", "*", "connection", "proxy", "password"],
+      ["sources", "*", "connection", "proxy", "privateKey"],
+      ["sources", "*", "connection", "proxy", "privateKeyPassword"],
       ["connection", "password"],
       ["connection", "privateKey"],
       ["connection", "privateKeyPassword"],

@@ -12,6 +12,8 @@ export const providers = {
   Node: providerOf("cloudlet:index:Node"),
   Hypervisor: providerOf("cloudlet:index:Hypervisor"),
   Cloudlet: providerOf("cloudlet:index:Cloudlet"),
+  BaseImage: providerOf("cloudlet:index:BaseImage"),
+  Overlay: providerOf("cloudlet:index:Overlay"),
   Volume: providerOf("cloudlet:index:Volume"),
 };
 

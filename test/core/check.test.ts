@@ -36,7 +36,8 @@ const thing = defineResource({
   remove: () => Promise.resolve(),
 });
 
-const local = { digestFile: () => Promise.resolve("0".repeat(64)), digestDirectory: () => Promise.resolve("0".repeat(64)) };
+const zeros = () => Promise.resolve("0".repeat(64));
+const local = { digestFile: zeros, digestDirectory: zeros, digestOverlay: zeros };
 const check = (news: Record<string, unknown>, definition: Parameters<typeof checkInputs>[0] = thing) =>
   checkInputs(definition, { news, declarations: new Declarations(), local });
 const said = async (news: Record<string, unknown>) => (await check(news)).issues.map(({ path, message }) => `${path}: ${message}`);

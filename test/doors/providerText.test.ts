@@ -49,7 +49,7 @@ function textsIn(form: "cjs" | "mjs"): string[] {
 describe("the text that Pulumi stores with every resource", () => {
   it.each(["cjs", "mjs"] as const)("is under 1 KB and the same as ever in a program run as %s", { timeout: 30_000 }, (form) => {
     const texts = textsIn(form);
-    expect(texts).toHaveLength(5);
+    expect(texts).toHaveLength(7);
     for (const text of texts) expect(Buffer.byteLength(text)).toBeLessThan(1024);
     expect(texts[1]).toMatchInlineSnapshot(`
       "exports.handler = __f0;

@@ -10,7 +10,26 @@ type Inputs = Record<string, unknown>;
 
 const digest = "a".repeat(64);
 const connection = { host: "192.0.2.1" };
+const reach = { connection, nodeAddress: "192.0.2.1" };
 const owner = "project/dev";
+
+/** What an overlay of 256 MiB, saved on an emulated processor, says of itself. */
+const made = {
+  kind: "kvm",
+  base: digest,
+  builder: "gw1/kvm",
+  resources: { cores: 1, memoryMib: 256, diskMib: 2048 },
+  memoryBytes: 4096,
+};
+const machine = {
+  type: "pc-q35-6.2",
+  accelerator: "kvm",
+  cpu: { model: "host", flags: ["avx2", "sse2"] },
+  cores: 1,
+  memoryMib: 256,
+};
+const overlay = { digest: "e".repeat(64) };
+const node = { cores: 2, memoryMib: 1024, accelerator: "kvm", cpuFlags: ["avx2", "sse2"], machineTypes: ["pc-q35-6.2"] };
 
 const good = {
   EdgeCluster: { name: "faces", owner, application: "face-recognition" },
@@ -24,6 +43,16 @@ const good = {
     connection,
     nodeAddress: "192.0.2.1",
     base: { file: "base.qcow2" },
+  },
+  BaseImage: { name: "debian", owner, file: "base.qcow2", nodes: ["gw1/kvm"], connections: [{ hypervisor: "gw1/kvm", ...reach }] },
+  Overlay: {
+    name: "recogniser",
+    owner,
+    base: { image: "debian", digest },
+    builder: "gw1/kvm",
+    ...reach,
+    script: "/opt/start",
+    ready: { tcp: 8080 },
   },
   Volume: { name: "data", owner, hypervisor: "gw1/kvm", connection, sizeMib: 64 },
 } satisfies Record<string, Inputs>;
@@ -43,6 +72,7 @@ async function check(type: string, news: Inputs, extra: { old?: Inputs; others?:
       return digest;
     },
     digestDirectory: async () => digest,
+    digestOverlay: async () => digest,
   };
   for (const [other, inputs] of extra.others ?? []) await checkInputs(definitionOf(other), { news: inputs, declarations, local });
   return checkInputs(definitionOf(type), { news, old: extra.old, declarations, local });
@@ -160,6 +190,55 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
     "stateFiles",
     /carries only state files/,
     { old: { ...good.Cloudlet, base: { file: "old", digest: "c".repeat(64) } } },
+  ],
+  ["Cloudlet", { base: { file: "a", image: "debian", digest } }, "base.image", /one of them/],
+  ["Cloudlet", { base: { image: "debian" } }, "base.digest", /BaseImage itself/],
+  ["Cloudlet", { overlay, files: [{ path: "/etc/app", content: "" }] }, "files", /on the Overlay/],
+  ["Cloudlet", { overlay, environment: { A: "1" } }, "environment", /on the Overlay/],
+  ["Cloudlet", { overlay, userData: "#!/bin/sh" }, "userData", /on the Overlay/],
+  ["Cloudlet", { overlay, build: { context: "app", start: "./run" } }, "build", /./],
+  ["Cloudlet", { overlay: { digest: "recent" } }, "overlay.digest", /SHA-256/],
+  ["Cloudlet", { overlay, made: { ...made, kind: "lxd" } }, "overlay", /is for lxd, and gw1\/kvm is kvm/],
+  ["Cloudlet", { overlay, made: { ...made, base: "b".repeat(64) } }, "overlay", /built over base b+/],
+  ["Cloudlet", { overlay, made, resources: { diskMib: 1024 } }, "resources.diskMib", /2048/],
+  ["Cloudlet", { overlay, made, machine, capacity: { ...node, cpuFlags: ["sse2"] } }, "overlay", /avx2/],
+  ["Cloudlet", { overlay, made, machine, capacity: { ...node, machineTypes: ["pc-q35-5.2"] } }, "overlay", /pc-q35-6\.2/],
+  ["Cloudlet", { overlay, hydrate: { timeoutSeconds: 0 } }, "hydrate.timeoutSeconds", /1/],
+  ["Cloudlet", { overlay, hydrate: { onTimeout: "fail" } }, "hydrate.onTimeout", /boot/],
+  ["BaseImage", { file: undefined }, "file", /exactly one/],
+  ["BaseImage", { url: "https://images.example/a.qcow2" }, "url", /exactly one/],
+  ["BaseImage", { file: undefined, url: "ftp://images.example/a" }, "url", /https/],
+  ["BaseImage", { file: undefined, build: { context: "image" } }, "build.command", /missing/],
+  ["BaseImage", { file: "missing.qcow2" }, "file", /no file/],
+  ["BaseImage", { digest: "b".repeat(64) }, "digest", /correct the digest/],
+  ["BaseImage", { nodes: ["gw1"] }, "nodes[0]", /gw1\/kvm/],
+  ["BaseImage", { nodes: ["gw1/kvm", "gw2/lxd"] }, "nodes[1]", /one kind/],
+  ["BaseImage", { nodes: ["gw1/kvm", "gw2/kvm"] }, "nodes[1]", /how to reach/],
+  ["BaseImage", { nodes: [], memory: { sizeMib: 256, ready: { tcp: 22 } } }, "memory", /`nodes` is empty/],
+  ["BaseImage", { memory: { sizeMib: 256 } }, "memory.ready", /missing/],
+  ["BaseImage", { memory: { sizeMib: 256, ready: {} } }, "memory.ready", /exactly one/],
+  ["BaseImage", { memory: { sizeMib: 256, ready: { tcp: 22 }, builder: "gw2/kvm" } }, "memory.builder", /none of `nodes`/],
+  [
+    "BaseImage",
+    { nodes: ["gw1/lxd"], connections: [{ hypervisor: "gw1/lxd", ...reach }], memory: { sizeMib: 256, ready: { tcp: 22 } } },
+    "memory",
+    /kvm only/,
+  ],
+  ["Overlay", { base: undefined }, "base", /missing/],
+  ["Overlay", { ready: undefined }, "ready", /missing/],
+  ["Overlay", { ready: { tcp: 80, log: "up" } }, "ready", /exactly one/],
+  ["Overlay", { builder: "gw1" }, "builder", /gw1\/kvm/],
+  ["Overlay", { builder: "gw1/lxd", userData: "x" }, "userData", /has no "userData"/],
+  ["Overlay", { base: { file: "missing.qcow2" } }, "base.file", /no file/],
+  ["Overlay", { file: "app.overlay" }, "script", /built already/],
+  ["Overlay", { file: "app.overlay", script: undefined }, "ready", /built already/],
+  ["Overlay", { file: "a", image: "b", script: undefined, ready: undefined }, "image", /exactly one/],
+  ["Overlay", { file: "a", digest: "b".repeat(64), script: undefined, ready: undefined }, "digest", /correct the digest/],
+  [
+    "Overlay",
+    { base: { image: "debian", digest, memory: { digest, cores: 1, sizeMib: 512, diskMib: 2048 } }, resources: { memoryMib: 256 } },
+    "resources.memoryMib",
+    /has 512/,
   ],
   ["Volume", { sizeMib: 4 }, "sizeMib", /8/],
   ["Volume", { sizeMib: 32 }, "sizeMib", /only grows/, { old: good.Volume }],

@@ -20,6 +20,8 @@ const overlayFormat = /^provider\/synthesis\/(manifest|manifestCheck|overlay)\.t
 const clientContract = /^provider\/agent\/clientTypes\.ts$/;
 const planner = /^provider\/synthesis\/plan\.ts$/;
 const transportContract = /^provider\/transport\/types\.ts$/;
+/** What several resources have in common. */
+const resourceParts = /^provider\/resources\/(shared|guest|images|building|supply|relay)\.ts$/;
 // these files of the agent's folder run at the operator's end
 const operatorsEnd = /^provider\/agent\/(client|clientTypes|connect|install|installText|agentService)\.ts$/;
 
@@ -71,10 +73,14 @@ const rules: Rule[] = [
   },
   {
     files: /^provider\/resources\/cloudlet\//,
-    may: [/^provider\/resources\/(cloudlet\/|shared\.ts)/, core, protocol, driverContract, planner, /^zod$/],
+    may: [/^provider\/resources\/cloudlet\//, resourceParts, core, protocol, driverContract, planner, /^zod$/],
     types: [clientContract, transportContract],
   },
-  { files: /^provider\/resources\//, may: [/^provider\/resources\/shared\.ts$/, core, protocol, driverContract, /^zod$/] },
+  {
+    files: /^provider\/resources\//,
+    may: [resourceParts, core, protocol, driverContract, /^zod$/],
+    types: [clientContract, transportContract],
+  },
   { files: /^provider\/functions\//, may: [core], types: [protocol, transportContract] },
   { files: /^provider\/index\.ts$/, may: [/^provider\/resources\//], types: [core] },
   { files: /^provider\/runtime\.ts$/, may: [core, operatorsEnd, protocol, /^provider\/(local|transport)\//] },

@@ -2,7 +2,7 @@ import type * as pulumi from "@pulumi/pulumi";
 import type { Context } from "../../core/context.ts";
 import { checkInputs } from "../../core/check.ts";
 import type { Declarations } from "../../core/declarations.ts";
-import type { CheckContext, Issue, ResourceDefinition } from "../../core/define.ts";
+import type { Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
 import { diffInputs } from "../../core/diff.ts";
 import { CloudletError, describeError } from "../../core/errors.ts";
 import * as reconcile from "../../core/reconcile.ts";
@@ -12,7 +12,7 @@ type Props = Record<string, unknown>;
 export interface DynamicDoor {
   definitions: readonly ResourceDefinition[];
   declarations: Declarations;
-  digests: Pick<CheckContext, "digestFile" | "digestDirectory">;
+  digests: LocalDigests;
   /** A context for one operation on the resource that `subject` names. */
   open(subject: string): Context;
   /** Tells a reviewer something about a change, in previews too. */
@@ -27,15 +27,14 @@ export function dynamicHooks({ definitions, declarations, digests, open, note }:
     async check(olds: Props, news: Props) {
       const definition = find(token);
       const old = Object.keys(olds).length === 0 ? undefined : plain(olds);
-      const { inputs, issues } = await checkInputs(definition, { news: plain(news), old, declarations, local: digests });
+      const { inputs, issues, explanation } = await checkInputs(definition, { news: plain(news), old, declarations, local: digests });
+      if (explanation !== undefined) note(subjectOf(definition, news), explanation);
       return { inputs, failures: issues.map(toFailure) };
     },
 
     diff(_id, olds: Props, news: Props) {
       const definition = find(token);
       const changes = diffInputs(definition.inputs, olds, news);
-      const explanation = changes.length > 0 ? definition.explain?.(olds, news) : undefined;
-      if (explanation !== undefined) note(subjectOf(definition, news), explanation);
       const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
       return Promise.resolve({
         changes: changes.length > 0,

@@ -1,7 +1,9 @@
 import type { CheckContext, Issue } from "../../core/define.ts";
 import { abilitiesOf, type Ability } from "../../hypervisors/types.ts";
+import { readyIssues } from "../guest.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs } from "./fields.ts";
+import { synthesisIssues } from "./synthesis.ts";
 
 type Wanted = Partial<Inputs>;
 
@@ -12,7 +14,8 @@ export function constraints(want: Wanted, context: CheckContext, old: Wanted | u
     ...abilityIssues(want),
     ...portIssues(want, context),
     ...sizeIssues(want),
-    ...readyIssues(want),
+    ...readyIssues(want.ready),
+    ...synthesisIssues(want),
     ...volumeIssues(want, context),
     ...kindChangeIssues(want, old),
   ];
@@ -87,21 +90,6 @@ function sizeIssues({ resources, capacity }: Wanted): Issue[] {
         ]
       : [],
   );
-}
-
-function readyIssues({ ready }: Wanted): Issue[] {
-  if (!ready) return [];
-  const ways = (["tcp", "http", "log"] as const).filter((way) => ready[way] !== undefined);
-  if (ways.length !== 1)
-    return [{ path: "ready", message: `has ${ways.length === 0 ? "none" : ways.join(" and ")} of tcp, http and log; set exactly one` }];
-  try {
-    if (ready.log !== undefined) new RegExp(ready.log);
-    return [];
-  } catch (error) {
-    return [
-      { path: "ready.log", message: `is not a regular expression (${error instanceof Error ? error.message : String(error)}); correct it` },
-    ];
-  }
 }
 
 function volumeIssues(want: Wanted, { declared }: CheckContext): Issue[] {

@@ -1,12 +1,14 @@
 import type { InstanceStatus } from "../../agent/protocol.ts";
 import { defineResource, type CheckContext, type Issue } from "../../core/define.ts";
-import { describeError } from "../../core/errors.ts";
+import { pinDigest } from "../images.ts";
 import { parseHypervisor, removeOrForget } from "../shared.ts";
+import { follow } from "../supply.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
 import { explainMove, move } from "./move.ts";
 import { idOf, toSpec } from "./spec.ts";
-import { supply } from "./supply.ts";
+import { supply, withOverlay } from "./supply.ts";
+import { explainStart } from "./synthesis.ts";
 
 /** A small VM or container that serves one application and moves between nodes with its state. */
 export const cloudlet = defineResource({
@@ -18,7 +20,7 @@ export const cloudlet = defineResource({
   identity: ({ cluster, name }) => `${cluster}/${name}`,
   complete,
   constraints,
-  explain: explainMove,
+  explain,
 
   async observe(known, context) {
     const agent = await context.agent(known.connection);
@@ -32,10 +34,12 @@ export const cloudlet = defineResource({
     const agent = await context.agent(want.connection);
     await supply(want, context);
     const fresh = old === undefined;
-    await agent.run(
-      "instance.apply",
-      { spec: toSpec(want), fresh },
-      { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) },
+    await withOverlay(want, context, (offers) =>
+      agent.run(
+        "instance.apply",
+        { spec: toSpec(want), fresh, ...(offers.length > 0 && { offers }) },
+        { ...follow(context), timeoutMillis: startMillis(want) },
+      ),
     );
     await finish?.();
   },
@@ -50,22 +54,12 @@ export const cloudlet = defineResource({
 
 async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ inputs: Partial<Inputs>; issues: Issue[] }> {
   const issues: Issue[] = [];
-  const digestOf = async (path: string, pinned: string | undefined, compute: () => Promise<string>): Promise<string | undefined> => {
-    try {
-      const digest = await compute();
-      if (pinned === undefined || pinned === digest) return digest;
-      issues.push({
-        path: path.replace(/[^.]+$/, "digest"),
-        message: `is ${pinned}, and the content has ${digest}; correct the digest or the content`,
-      });
-    } catch (error) {
-      issues.push({ path, message: describeError(error) });
-    }
-    return pinned;
-  };
   const { base, build } = want;
-  const baseDigest = base && (await digestOf("base.file", base.digest, () => local.digestFile(base.file)));
-  const buildDigest = build && (await digestOf("build.context", build.digest, () => local.digestDirectory(build.context)));
+  const file = base?.file;
+  const baseDigest =
+    file === undefined ? base?.digest : await pinDigest({ path: "base.file", digest: base?.digest }, () => local.digestFile(file), issues);
+  const buildDigest =
+    build && (await pinDigest({ path: "build.context", digest: build.digest }, () => local.digestDirectory(build.context), issues));
   return {
     inputs: {
       ...want,
@@ -75,6 +69,11 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
     },
     issues,
   };
+}
+
+function explain(want: Partial<Inputs>, old: Partial<Inputs> | undefined): string | undefined {
+  const said = [old && explainMove(old, want), explainStart(want, old)].filter((text) => text !== undefined);
+  return said.length === 0 ? undefined : said.join("; ");
 }
 
 /** What is true, in the words of the inputs, so that drift shows as a difference. */
@@ -90,6 +89,8 @@ function toState(known: Inputs, found: InstanceStatus): State {
     // what the node cannot tell apart from the declaration stays as declared
     state: observedState(known, found),
     base: { ...known.base, digest: spec.base.digest },
+    overlay: spec.overlay && spec.overlay.digest !== known.base.memory?.digest ? spec.overlay : undefined,
+    hydrate: spec.hydrate ?? known.hydrate,
     resources: spec.resources,
     ports: spec.ports,
     environment: spec.environment,
@@ -97,11 +98,22 @@ function toState(known: Inputs, found: InstanceStatus): State {
     endpoint: first ? `${known.nodeAddress}:${first.hostPort}` : "",
     address: found.address,
     node: away ? (ownership.peer ?? here.node) : here.node,
-    status: ownership.role === "released" ? `${away ? "moved" : "moving"} to ${ownership.peer ?? "another node"}` : found.status,
+    status: ownership.role === "released" ? `${away ? "moved" : "moving"} to ${ownership.peer ?? "another node"}` : statusOf(found),
     imageDigest: found.imageDigest,
     accelerator: found.accelerator,
+    ...(found.provision && { provision: found.provision }),
     ...(found.lastMove && { lastMove: found.lastMove }),
   };
+}
+
+/** A guest that is held still for want of data looks like one that runs. */
+function statusOf({ status, hydration }: InstanceStatus): string {
+  return hydration?.state === "waiting" ? `held until its overlay comes: ${hydration.reason}` : status;
+}
+
+/** What is still coming may take as long as its slowest link, and then as long again as its source may be silent. */
+function startMillis({ hydrate }: Inputs): number {
+  return (1800 + hydrate.timeoutSeconds) * 1000;
 }
 
 function observedState(known: Inputs, { status, ownership }: InstanceStatus): Inputs["state"] {

@@ -1,9 +1,10 @@
-import { dataPort, type InstanceStatus } from "../../agent/protocol.ts";
-import type { AgentClient, CallOptions } from "../../agent/clientTypes.ts";
+import type { InstanceStatus } from "../../agent/protocol.ts";
+import type { AgentClient } from "../../agent/clientTypes.ts";
 import type { Context } from "../../core/context.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
-import type { RemoteHost } from "../../transport/types.ts";
+import { openRelay } from "../relay.ts";
 import { hypervisorField, parseHypervisor } from "../shared.ts";
+import { follow } from "../supply.ts";
 import type { Inputs, State } from "./fields.ts";
 import { idOf, toSpec } from "./spec.ts";
 import { supply } from "./supply.ts";
@@ -74,22 +75,22 @@ async function handOver(
       ? { ...here.spec, ports: declared.ports, ready: declared.ready }
       : { ...declared, volumes: here.spec.volumes };
   const epoch = here.ownership.role === "released" ? here.ownership.epoch : here.ownership.epoch + 1;
-  const follow: CallOptions = { signal: context.signal, onEvent: (event) => event.type === "progress" && context.status(event.text) };
   context.status(`moving ${id} from ${from} to ${to}: preparing`);
   // the source can hand on its own base, and has none for the other kind
   if (here.spec.kind !== declared.kind) await supply(want, context);
-  const prepared = await target.run("move.prepare", { spec, epoch, from }, follow);
+  const prepared = await target.run("move.prepare", { spec, epoch, from }, follow(context));
   const addresses = [...new Set([want.nodeAddress, want.connection.host, ...prepared.addresses])];
   const args = { id, epoch, self: from, target: { node: to, ...prepared, addresses } };
-  const options = { ...follow, timeoutMillis: 3_600_000 };
+  const options = { ...follow(context), timeoutMillis: 3_600_000 };
   try {
     await source.run("move.run", { ...args, route: "direct" }, options);
   } catch (error) {
     // the source could not reach the target: the data goes through this machine's two SSH connections
     if (codeOf(error) !== "UNREACHABLE") throw error;
     context.status(`${from} cannot reach ${to} directly; sending through this machine`);
-    const ends = { source: await context.host(old.connection), target: await context.host(want.connection) };
-    await throughOperator(ends, context.signal, (relayPort) => source.run("move.run", { ...args, route: "operator", relayPort }, options));
+    const ends = { from: await context.host(old.connection), to: await context.host(want.connection) };
+    const relay = await openRelay(ends, context.signal);
+    await source.run("move.run", { ...args, route: "operator", relayPort: relay.port }, options).finally(() => relay.close());
   }
 }
 
@@ -105,27 +106,5 @@ async function sourceAgent(
       `the copy of "${id}" left on ${old.hypervisor} could not be removed; its node does not answer, and removes it by itself when it is back`,
     );
     return undefined;
-  }
-}
-
-async function throughOperator<T>(
-  ends: { source: RemoteHost; target: RemoteHost },
-  signal: AbortSignal,
-  run: (port: number) => Promise<T>,
-): Promise<T> {
-  const relay = await ends.source.listenTcp((stream) => {
-    ends.target.openTcp("127.0.0.1", dataPort, signal).then(
-      (onward) => {
-        stream.pipe(onward).pipe(stream);
-        stream.on("error", () => onward.destroy()).on("close", () => onward.destroy());
-        onward.on("error", () => stream.destroy()).on("close", () => stream.destroy());
-      },
-      () => stream.destroy(),
-    );
-  });
-  try {
-    return await run(relay.port);
-  } finally {
-    await relay.close();
   }
 }

@@ -1,10 +1,20 @@
 import type { InstanceSpec } from "../../agent/protocol.ts";
 import { CloudletError } from "../../core/errors.ts";
+import { toFiles, toReady } from "../guest.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs } from "./fields.ts";
 
 export function idOf({ cluster, name }: { cluster: string; name: string }): string {
   return `${cluster}/${name}`;
+}
+
+/** The overlay that it starts from: its own, else the base's memory where nothing is declared that only a boot brings about. */
+export function overlayOf({ overlay, base, files, environment, userData, resources }: Inputs): string | undefined {
+  if (overlay !== undefined) return overlay.digest;
+  const { memory } = base;
+  if (memory === undefined || files.length > 0 || Object.keys(environment).length > 0 || userData !== undefined) return undefined;
+  const same = resources.cores === memory.cores && resources.memoryMib === memory.sizeMib && resources.diskMib === memory.diskMib;
+  return same ? memory.digest : undefined;
 }
 
 /** The agent's view of a cloudlet, from complete inputs. */
@@ -13,6 +23,7 @@ export function toSpec(want: Inputs): InstanceSpec {
   if (digest === undefined) throw new CloudletError("BUG", `cloudlet "${idOf(want)}" has no base digest after check`);
   const first = want.ports.find((port) => port.protocol === "tcp");
   const ready = want.ready ?? (first && { tcp: first.port, timeoutSeconds: 120 });
+  const overlay = overlayOf(want);
   return {
     id: idOf(want),
     owner: want.owner,
@@ -28,18 +39,12 @@ export function toSpec(want: Inputs): InstanceSpec {
     }),
     resources: want.resources,
     ports: want.ports.map(({ port, hostPort = port, protocol }) => ({ port, hostPort, protocol })),
-    files: want.files.map(({ path, content, mode }) => ({ path, mode, content: Buffer.from(content).toString("base64") })),
+    files: toFiles(want.files),
     environment: want.environment,
     ...(want.userData !== undefined && { userData: want.userData }),
     volumes: want.volumes.map(({ volume, path }) => ({ id: volume, path })),
     stateFiles: want.stateFiles,
-    ...(ready && {
-      ready: {
-        timeoutSeconds: ready.timeoutSeconds,
-        ...(ready.tcp !== undefined && { tcp: { port: ready.tcp } }),
-        ...("http" in ready && ready.http !== undefined && { http: ready.http }),
-        ...("log" in ready && ready.log !== undefined && { log: ready.log }),
-      },
-    }),
+    ...(ready && { ready: toReady(ready) }),
+    ...(overlay !== undefined && { overlay: { digest: overlay }, hydrate: want.hydrate }),
   };
 }
