@@ -60,6 +60,7 @@ const rules: Rule[] = [
     may: [
       new RegExp(`^provider/hypervisors/${kind}/`),
       driverContract,
+      /^provider\/archive\//,
       /^provider\/agent\/(protocol|durable|process|detached)\.ts$/,
       core,
       /^(zod|tar-stream)$/,
@@ -67,9 +68,10 @@ const rules: Rule[] = [
     ],
     types: [transportContract],
   })),
+  { files: /^provider\/archive\//, may: [/^provider\/archive\//, /^provider\/core\/errors\.ts$/, builtins] },
   {
     files: /^provider\/local\//,
-    may: [/^provider\/local\//, overlayFormat, protocol, core, /^(tar-stream|zod)$/, builtins],
+    may: [/^provider\/(local|archive)\//, overlayFormat, protocol, core, /^(tar-stream|zod)$/, builtins],
   },
   {
     files: /^provider\/resources\/cloudlet\//,

@@ -9,7 +9,7 @@ import { ask } from "./client.ts";
 import { lastLines, readConsole } from "./console.ts";
 import { execute } from "./exec.ts";
 import { readTail, type Files } from "./files.ts";
-import { releaseImage, removeImages } from "./images.ts";
+import { collectImages, removeImages } from "./images.ts";
 import { environmentKey, keys, stateOf } from "./mapping.ts";
 import { exportBackup, importBackup, partName, removeExports } from "./parts.ts";
 import { ensurePool, removePool } from "./pool.ts";
@@ -17,7 +17,9 @@ import {
   change,
   ensureInstance,
   findOurs,
+  imagesDirectory,
   imagesTurn,
+  makeFromDelta,
   mustHave,
   removeInstance,
   setConfig,
@@ -29,6 +31,7 @@ import { settle } from "./operations.ts";
 import { packState, readOnce, unpackState } from "./state.ts";
 import { createVolume, readVolume, writeVolume } from "./volumes.ts";
 import { inTurn } from "./turns.ts";
+import { readRootDelta } from "./rootDelta.ts";
 import { restoreSnapshot, takeSnapshot } from "./snapshots.ts";
 
 export interface LxdDriverOptions {
@@ -54,13 +57,21 @@ export function createLxdDriver(options: LxdDriverOptions): Driver {
     ...life(options),
     ...inside(rest),
     ...copies(options),
+    rootDelta: {
+      async rootDelta(guest, progress) {
+        await settle(rest, guest.name, progress);
+        mustBeStopped(guest, stateOf(await mustHave(rest, guest, progress.signal)));
+        return await readRootDelta(rest, guest, { root, progress });
+      },
+      makeFromDelta: (guest, delta, progress) => makeFromDelta(rest, guest, { root, delta, progress }),
+    },
     createVolume: (hostPath) => createVolume(hostPath),
     readVolume: (hostPath) => readVolume(hostPath),
     writeVolume: (...[hostPath, , tar, progress]) => writeVolume(hostPath, tar, progress),
     async uninstall(progress) {
       await removeImages(rest, () => true, progress);
       await removePool(rest, root, progress);
-      await rm(join(root, "lxd-images"), { recursive: true, force: true });
+      await rm(imagesDirectory(root), { recursive: true, force: true });
     },
   };
 }
@@ -94,7 +105,7 @@ function life({ root, rest }: LxdDriverOptions): Pick<Driver, "observe" | "ensur
       await removeInstance(rest, guest, progress);
       await removeExports(guest);
       await rm(join(guest.directory, "console.log"), { force: true });
-      await inTurn(imagesTurn, () => releaseImage(rest, guest.spec.base.digest, progress));
+      await inTurn(imagesTurn, () => collectImages(rest, progress));
     },
   };
 }

@@ -1,64 +1,77 @@
-import { createHash } from "node:crypto";
+import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import { finished } from "node:stream/promises";
-import { pack } from "tar-stream";
 import { z } from "zod";
 import { run } from "../../agent/process.ts";
+import { packTree } from "../../archive/pack.ts";
+import { readTar } from "../../archive/read.ts";
+import { readTree, type Source } from "../../archive/tree.ts";
+import { endOfTar, headerOf, paddingOf } from "../../archive/write.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Rest } from "../../transport/types.ts";
 import type { Progress } from "../types.ts";
 import { ask, find } from "./client.ts";
 import { keys } from "./mapping.ts";
 import { deadlines, perform, waitOf } from "./operations.ts";
-import { addEntry, asError, readTar } from "./tarStreams.ts";
 
 // trap: LXD 5.0 ends with a panic when an upload names properties and its metadata.yaml has none, so the file name says what it is
-const nameOf = (digest: string) => `cloudlet-${digest}.tar`;
+const nameOf = (key: string) => `cloudlet-${key}.tar`;
 const markerLength = 262;
 
-export interface Base {
+export interface Blob {
   digest: string;
   path: string;
 }
 
-const imageSchema = z.object({ fingerprint: z.string(), filename: z.string() });
-
-/** Fingerprint of the image made from a base; imported on first use. `directory` is for temporary files. */
-export async function ensureImage(rest: Rest, base: Base & { directory: string }, progress: Progress): Promise<string> {
-  const known = (await images(rest, progress.signal)).find((image) => image.filename === nameOf(base.digest));
-  if (known !== undefined) return known.fingerprint;
-  progress.status(`importing base ${base.digest.slice(0, 12)} into LXD`);
-  await mkdir(base.directory, { recursive: true });
-  const plain = await decompressed(base, progress);
-  try {
-    const body = (await isImage(plain)) ? createReadStream(plain) : wrapped(plain);
-    return await importImage(rest, { digest: base.digest, body }, progress);
-  } finally {
-    if (plain !== base.path) await rm(plain, { force: true });
-  }
+/** What a container is made from. */
+export interface Makings {
+  base: Blob;
+  /** Of an overlay, over the base. */
+  delta?: Blob | undefined;
+  /** For temporary files. */
+  directory: string;
 }
 
-/** Removes the image of a base once no guest of ours is made from it. */
-export async function releaseImage(rest: Rest, digest: string, progress: Progress): Promise<void> {
+const imageSchema = z.object({ fingerprint: z.string(), filename: z.string() });
+
+/** Fingerprint of the image made from a base, or from a base and a delta; imported on first use. */
+export async function ensureImage(rest: Rest, makings: Makings, progress: Progress): Promise<string> {
+  const { base, delta, directory } = makings;
+  const key = imageKey(base.digest, delta?.digest);
+  const known = (await images(rest, progress.signal)).find((image) => image.filename === nameOf(key));
+  if (known !== undefined) return known.fingerprint;
+  progress.status(`importing base ${base.digest.slice(0, 12)}${delta === undefined ? "" : " with its overlay"} into LXD`);
+  return await withPlain(base, { directory, progress }, async (plain) => {
+    const body = delta === undefined && plain.unified ? createReadStream(plain.path) : await layered(plain, delta);
+    return await importImage(rest, { key, body, what: `import base ${base.digest.slice(0, 12)}` }, progress);
+  });
+}
+
+/** Removes our images that no container is made from. */
+export async function collectImages(rest: Rest, progress: Progress): Promise<void> {
   const instances = await ask(
     rest,
     { method: "GET", path: "/1.0/instances?recursion=1", what: "list instances", signal: progress.signal },
     z.array(z.object({ config: z.record(z.string(), z.string()) })),
   );
-  if (instances.some((instance) => instance.config[keys.base] === digest)) return;
-  await removeImages(rest, (found) => found === digest, progress);
+  const used = new Set(instances.map(({ config }) => imageKey(config[keys.base] ?? "", config[keys.delta])));
+  await removeImages(rest, (key) => !used.has(key), progress);
 }
 
-export async function removeImages(rest: Rest, which: (digest: string) => boolean, progress: Progress): Promise<void> {
+function imageKey(base: string, delta: string | undefined): string {
+  return delta === undefined ? base : createHash("sha256").update(`${base} ${delta}`).digest("hex");
+}
+
+export async function removeImages(rest: Rest, which: (key: string) => boolean, progress: Progress): Promise<void> {
   for (const image of await images(rest, progress.signal)) {
-    const digest = /^cloudlet-([0-9a-f]{64})\.tar$/.exec(image.filename)?.[1];
-    if (digest === undefined || !which(digest)) continue;
+    const key = /^cloudlet-([0-9a-f]{64})\.tar$/.exec(image.filename)?.[1];
+    if (key === undefined || !which(key)) continue;
     await perform(
       rest,
-      { method: "DELETE", path: `/1.0/images/${image.fingerprint}`, what: `remove the image of base ${digest.slice(0, 12)}` },
+      { method: "DELETE", path: `/1.0/images/${image.fingerprint}`, what: `remove the image ${image.filename}` },
       waitOf(progress, deadlines.remove),
     );
   }
@@ -88,7 +101,30 @@ function images(rest: Rest, signal: AbortSignal) {
   return ask(rest, { method: "GET", path: "/1.0/images?recursion=1", what: "list images", signal }, z.array(imageSchema));
 }
 
-async function decompressed(base: Base & { directory: string }, progress: Progress): Promise<string> {
+/** A base without its compression. */
+export interface Plain {
+  path: string;
+  /** Whether it is an image in LXD's form, with the root file system below `rootfs/`. */
+  unified: boolean;
+}
+
+/** Temporary files are gone when the work is done. */
+export async function withPlain<T>(
+  base: Blob,
+  { directory, progress }: { directory: string; progress: Progress },
+  work: (plain: Plain) => Promise<T>,
+): Promise<T> {
+  await mkdir(directory, { recursive: true });
+  const temporary = join(directory, `${base.digest}.${randomBytes(4).toString("hex")}.tar`);
+  try {
+    const path = await decompressed(base, temporary, progress);
+    return await work({ path, unified: await isImage(path) });
+  } finally {
+    await rm(temporary, { force: true });
+  }
+}
+
+async function decompressed(base: Blob, temporary: string, progress: Progress): Promise<string> {
   const compression = compressionOf(await head(base.path));
   if (compression === "none") return base.path;
   if (compression === undefined) {
@@ -96,13 +132,11 @@ async function decompressed(base: Base & { directory: string }, progress: Progre
       fix: "give a tar of a root file system or a unified LXD image (tar, also gzip, xz, zstd)",
     });
   }
-  const plain = join(base.directory, `${base.digest}.tar`);
-  await run(["sh", "-c", `exec ${compression} -dc <"$1" >"$2"`, "sh", base.path, plain], {
+  await run(["sh", "-c", `exec ${compression} -dc <"$1" >"$2"`, "sh", base.path, temporary], {
     timeoutMillis: deadlines.image,
     signal: progress.signal,
   });
-  if (compressionOf(await head(plain)) === "none") return plain;
-  await rm(plain, { force: true });
+  if (compressionOf(await head(temporary)) === "none") return temporary;
   throw new CloudletError("INVALID", `base ${base.digest.slice(0, 12)} holds no tar below its ${compression} compression`, {
     fix: "give a tar of a root file system or a unified LXD image",
   });
@@ -120,55 +154,54 @@ async function head(path: string): Promise<Buffer> {
 
 /** An LXD image has metadata.yaml and rootfs/ at its top, in any order; anything else there means a root file system. */
 async function isImage(path: string): Promise<boolean> {
-  for await (const entry of readTar(createReadStream(path))) {
-    const [top] = entry.header.name.replace(/^(\.?\/)+/, "").split("/");
-    entry.resume();
+  for await (const { entry } of readTar(createReadStream(path) as AsyncIterable<Buffer>)) {
+    const [top] = entry.path.replace(/^(\.?\/)+/, "").split("/");
     if (top === "metadata.yaml") return true;
     if (top !== "" && top !== "." && top !== "rootfs" && top !== "templates") return false;
   }
   return false;
 }
 
-/** A root file system below rootfs/, with the metadata that LXD wants. */
-function wrapped(path: string): Readable {
-  const image = pack();
-  const metadata = `architecture: ${lxdArchitecture(process.arch)}\ncreation_date: 1\nproperties:\n  description: cloudlet base\n`;
-  const fill = async () => {
-    image.entry({ name: "metadata.yaml", mode: 0o644, mtime: new Date(1000) }, metadata);
-    for await (const entry of readTar(createReadStream(path))) {
-      const { pax: _, ...header } = { pax: undefined, ...entry.header };
-      const inside = (name: string) => `rootfs/${name.replace(/^(\.?\/)+/, "")}`;
-      const linkname = header.type === "link" && typeof header.linkname === "string" ? inside(header.linkname) : header.linkname;
-      await addEntry(
-        image,
-        { ...header, ...extended(entry.header), name: inside(header.name), linkname },
-        header.type === "file" ? entry : undefined,
-      );
-      entry.resume();
-    }
-    image.finalize();
-  };
-  fill().catch((error: unknown) => image.destroy(asError(error)));
-  return Readable.from(image);
+/** An image of a base in either form, with a delta over its root file system. */
+async function layered(plain: Plain, delta: Blob | undefined): Promise<Readable> {
+  const sources: Source[] = [
+    ...(plain.unified ? [] : [{ name: "the metadata", open: () => Readable.from(metadata()) as AsyncIterable<Buffer> }]),
+    { name: "the base", open: () => createReadStream(plain.path) as AsyncIterable<Buffer>, ...(!plain.unified && { prefix: "rootfs" }) },
+  ];
+  if (delta !== undefined) {
+    const open = () => createReadStream(delta.path) as AsyncIterable<Buffer>;
+    sources.push({ name: "the overlay's delta", open, prefix: "rootfs", whiteouts: true, digest: delta.digest });
+  }
+  return packTree(await readTree(sources), sources);
 }
 
-/** Extended attributes (capabilities of files) travel in pax records; names and sizes there would contradict the new header. */
-function extended(header: object): { pax?: Record<string, string> } {
-  if (!("pax" in header) || typeof header.pax !== "object" || header.pax === null) return {};
-  const kept = Object.entries(header.pax).filter(
-    (pair): pair is [string, string] => pair[0].startsWith("SCHILY.xattr.") && typeof pair[1] === "string",
-  );
-  return kept.length === 0 ? {} : { pax: Object.fromEntries(kept) };
+/** What LXD wants to know of a root file system. */
+function metadata(): Buffer[] {
+  const text = Buffer.from(`architecture: ${lxdArchitecture(process.arch)}\ncreation_date: 1\nproperties:\n  description: cloudlet base\n`);
+  const header = headerOf({
+    path: "metadata.yaml",
+    type: "file",
+    mode: 0o644,
+    uid: 0,
+    gid: 0,
+    mtime: 1,
+    size: text.length,
+    target: "",
+    major: 0,
+    minor: 0,
+    xattrs: {},
+  });
+  return [header, text, paddingOf(text.length), endOfTar()];
 }
 
-async function importImage(rest: Rest, image: { digest: string; body: Readable }, progress: Progress): Promise<string> {
+async function importImage(rest: Rest, image: { key: string; body: Readable; what: string }, progress: Progress): Promise<string> {
   const hash = createHash("sha256");
   const body = new PassThrough();
   image.body.on("data", (chunk: Buffer) => hash.update(chunk));
   image.body.on("error", (error) => body.destroy(error));
   image.body.pipe(body);
-  const what = `import base ${image.digest.slice(0, 12)}`;
-  const headers = { "content-type": "application/octet-stream", "x-lxd-filename": nameOf(image.digest) };
+  const { what } = image;
+  const headers = { "content-type": "application/octet-stream", "x-lxd-filename": nameOf(image.key) };
   try {
     const operation = await perform(rest, { method: "POST", path: "/1.0/images", headers, body, what }, waitOf(progress, deadlines.image));
     return z.object({ fingerprint: z.string() }).parse(operation?.metadata).fingerprint;

@@ -6,7 +6,7 @@ import { applyBuild, stopApp } from "./build.ts";
 import { findInstance, type LxdInstance } from "./client.ts";
 import { readConsole } from "./console.ts";
 import { makeParents, writeFile } from "./files.ts";
-import { ensureImage } from "./images.ts";
+import { ensureImage, type Blob } from "./images.ts";
 import { buildKey, environmentKey, filesKey, isOurs, keys, merge, rootIdOf, stateOf, toLxd, type Config } from "./mapping.ts";
 import { deadlines, perform, settle, waitOf } from "./operations.ts";
 import { ensurePool } from "./pool.ts";
@@ -39,12 +39,7 @@ export async function ensureInstance(
   { root, progress }: { root: string; progress: Progress },
 ): Promise<{ restartNeeded: boolean }> {
   await settle(rest, guest.name, progress);
-  const present = await findInstance(rest, guest.name, progress.signal);
-  if (present !== undefined && !isOurs(present, guest.spec)) {
-    throw new CloudletError("CONFLICT", `${rest.label} has a container ${guest.name} that is not ${guest.spec.id}`, {
-      fix: "remove or rename that container, or choose another name",
-    });
-  }
+  const present = await findFree(rest, guest, progress);
   if (present === undefined) await makeInstance(rest, guest, { root, progress });
   const instance = present ?? (await mustHave(rest, guest, progress.signal));
   if (instance.config[keys.base] !== guest.spec.base.digest) {
@@ -55,6 +50,30 @@ export async function ensureInstance(
   const state = stateOf(instance);
   if (state === "running") await syncBuild(rest, guest, { instance, progress });
   return { restartNeeded: state !== "stopped" && instance.config[keys.environment] !== environmentKey(guest.spec) };
+}
+
+/** Makes the container, stopped, from its base and an overlay's delta; one that was made so is left alone. */
+export async function makeFromDelta(
+  rest: Rest,
+  guest: Guest,
+  { root, delta, progress }: { root: string; delta: Blob; progress: Progress },
+): Promise<void> {
+  await settle(rest, guest.name, progress);
+  const present = await findFree(rest, guest, progress);
+  if (present === undefined) return makeInstance(rest, guest, { root, delta, progress });
+  if (present.config[keys.base] === guest.spec.base.digest && present.config[keys.delta] === delta.digest) return;
+  throw new CloudletError("REFUSED", `${guest.spec.id} was made from another overlay or base`, {
+    fix: "replace the cloudlet to change what it is made from",
+  });
+}
+
+/** The guest's container; undefined = its name is free. */
+async function findFree(rest: Rest, guest: Guest, progress: Progress): Promise<LxdInstance | undefined> {
+  const present = await findInstance(rest, guest.name, progress.signal);
+  if (present === undefined || isOurs(present, guest.spec)) return present;
+  throw new CloudletError("CONFLICT", `${rest.label} has a container ${guest.name} that is not ${guest.spec.id}`, {
+    fix: "remove or rename that container, or choose another name",
+  });
 }
 
 /** Limits, environment, network and volumes. */
@@ -130,16 +149,28 @@ export async function removeInstance(rest: Rest, guest: Guest, progress: Progres
   }
 }
 
-async function makeInstance(rest: Rest, guest: Guest, { root, progress }: { root: string; progress: Progress }): Promise<void> {
+async function makeInstance(
+  rest: Rest,
+  guest: Guest,
+  { root, delta, progress }: { root: string; delta?: Blob; progress: Progress },
+): Promise<void> {
   const pool = await ensurePool(rest, root, progress);
-  const base = { digest: guest.spec.base.digest, path: guest.basePath, directory: join(root, "lxd-images") };
-  // the last guest of a base may be going while the next one comes
+  const base = { digest: guest.spec.base.digest, path: guest.basePath };
+  // the last guest of an image may be going while the next one comes
   await inTurn(imagesTurn, async () => {
-    const fingerprint = await ensureImage(rest, base, progress);
+    const fingerprint = await ensureImage(rest, { base, delta, directory: imagesDirectory(root) }, progress);
     progress.status(`creating container ${guest.name}`);
-    const body = { name: guest.name, type: "container", profiles: [], ...toLxd(guest, pool), source: { type: "image", fingerprint } };
+    const { config, devices } = toLxd(guest, pool);
+    const marked = delta === undefined ? config : { ...config, [keys.delta]: delta.digest };
+    const source = { type: "image", fingerprint };
+    const body = { name: guest.name, type: "container", profiles: [], config: marked, devices, source };
     await perform(rest, { method: "POST", path: "/1.0/instances", body, what: `create ${guest.name}` }, waitOf(progress, deadlines.create));
   });
+}
+
+/** Where temporary files of images lie. */
+export function imagesDirectory(root: string): string {
+  return join(root, "lxd-images");
 }
 
 async function syncFiles(rest: Rest, guest: Guest, { instance, progress }: Observed): Promise<void> {

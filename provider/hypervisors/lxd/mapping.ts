@@ -5,11 +5,12 @@ import type { InstanceSpec } from "../../agent/protocol.ts";
 import type { Guest, GuestState } from "../types.ts";
 import type { LxdInstance } from "./client.ts";
 
-/** Our marks in an instance's configuration. The first three say whose it is, the others what was last applied. */
+/** Our marks in an instance's configuration. The first four say whose it is and what it was made from, the others what was last applied. */
 export const keys = {
   id: "user.cloudlet.id",
   owner: "user.cloudlet.owner",
   base: "user.cloudlet.base",
+  delta: "user.cloudlet.delta",
   files: "user.cloudlet.files",
   build: "user.cloudlet.build",
   environment: "user.cloudlet.environment",
