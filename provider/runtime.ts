@@ -23,10 +23,11 @@ const lxdSockets = ["/var/lib/lxd/unix.socket", "/var/snap/lxd/common/lxd/unix.s
 const pool = createHostPool();
 const rests = new Map<string, Rest>();
 
-/** The real world for one operation; `report` says where status lines and warnings go. */
-export function openContext(report: Pick<Context, "status" | "warn">): Context {
+/** The real world for one operation; `report` says where status lines and warnings go, and `cancel` may end it early. */
+export function openContext(report: Pick<Context, "status" | "warn">, cancel?: AbortSignal): Context {
   // such a signal's timer does not keep the process alive
-  const signal = AbortSignal.timeout(operationMillis);
+  const deadline = AbortSignal.timeout(operationMillis);
+  const signal = cancel === undefined ? deadline : AbortSignal.any([deadline, cancel]);
   const host = (connection: ConnectionSettings): Promise<RemoteHost> => pool.host(connection, signal);
   return {
     signal,

@@ -22,6 +22,12 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
     options: { packages: "external", target: "node22", plugins: [linkable] },
   },
   { source: "provider/doors/dynamic/hooks.ts", output: "hooks.js", options: { packages: "external", target: "node22" } },
+  // `npx cloudlet`
+  {
+    source: "provider/cli/main.ts",
+    output: "cli.js",
+    options: { packages: "external", target: "node22", banner: { js: "#!/usr/bin/env node" } },
+  },
   // one file with everything in it, for the Node of the node's distribution
   { source: "provider/agent/main.ts", output: "agent.js", options: { target: "node18" } },
 ];

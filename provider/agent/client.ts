@@ -32,6 +32,7 @@ const pauseMillis = [200, 500, 1_000, 2_000, 5_000];
 const mostRestarts = 3;
 const answerLimit = 64 * 1024 * 1024;
 
+const keptOverlaysSchema = z.array(overlayStatusSchema.extend({ name: z.string(), owner: z.string() }));
 const errorAnswerSchema = z.object({ error: jobErrorSchema });
 
 /** The agent of one node over one REST connection. */
@@ -76,6 +77,7 @@ export function createAgentClient(rest: Rest): AgentClient {
     getBlob: (digest, options) => getBlob(rest, digest, options),
     image: (name, owner, options) => orUndefined(get(rest, keptPath("images", name, owner), { schema: imageStatusSchema, options })),
     overlay: (name, owner, options) => orUndefined(get(rest, keptPath("overlays", name, owner), { schema: overlayStatusSchema, options })),
+    overlays: (options) => get(rest, "/v1/overlays", { schema: keptOverlaysSchema, options }),
     run: (verb, args, options) => runJob(rest, { verb, args }, options),
   };
 }

@@ -22,6 +22,9 @@ export interface CallOptions {
   onEvent?: (event: JobEvent) => void;
 }
 
+/** One of the overlays that a node keeps: `owner` keeps it under `name`. */
+export type KeptOverlayStatus = OverlayStatus & { name: string; owner: string };
+
 /** The agent of one node. Every answer has passed its schema; `undefined` always means that the node answered "not there". */
 export interface AgentClient {
   /** Node label for messages. */
@@ -41,6 +44,8 @@ export interface AgentClient {
   /** What an owner keeps there under this name. */
   image(name: string, owner: string, options?: CallOptions): Promise<ImageStatus | undefined>;
   overlay(name: string, owner: string, options?: CallOptions): Promise<OverlayStatus | undefined>;
+  /** Every overlay that the node keeps, whoever its owner is. */
+  overlays(options?: CallOptions): Promise<KeptOverlayStatus[]>;
   /** Runs a verb as a job: attaches to a running job of the same id, follows its events over lost connections, rejects with the agent's CloudletError. */
   run<V extends Verb>(verb: V, args: VerbArgs<V>, options?: CallOptions): Promise<VerbResult<V>>;
 }

@@ -391,7 +391,7 @@ export type InstanceExecResult = z.infer<typeof execResultSchema>;
  *   HEAD   /v1/blobs/DIGEST                 200 or 404; an overlay's digest: 200 only when its index and pack are there too
  *   GET    /v1/blobs/DIGEST                 the bytes, 404
  *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
- *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404
+ *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404; without name and owner all that are kept, each with these
  *   PUT    /v1/blobs/DIGEST                 body = bytes; verified, then visible; 201, or 422 INTEGRITY
  *   GET    /v1/jobs/JOB/events?from=SEQ     application/x-ndjson of JobEvent until the job has ended
  *   PUT    /v1/jobs/JOB                     JobRequest; attaches when JOB is running, else starts it

@@ -63,6 +63,7 @@ const routes: Record<string, Handler> = {
     const { name, owner } = keptOf(call);
     return (await imageStatus(services, name, owner)) ?? missing(`image ${name} is not kept on this node`);
   },
+  "GET /v1/overlays": ({ services }) => services.overlays.list(),
   "GET /v1/overlays/NAME": async ({ services }, call) => {
     const { name, owner } = keptOf(call);
     return (await services.overlays.read(name, owner)) ?? missing(`overlay ${name} is not kept on this node`);

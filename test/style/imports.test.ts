@@ -74,6 +74,11 @@ const rules: Rule[] = [
     may: [/^provider\/(local|archive)\//, overlayFormat, protocol, core, /^(tar-stream|zod)$/, builtins],
   },
   {
+    files: /^provider\/cli\//,
+    may: [/^provider\/(cli|local)\//, /^provider\/runtime\.ts$/, overlayFormat, protocol, core, /^(commander|zod)$/, builtins],
+    types: [clientContract, transportContract],
+  },
+  {
     files: /^provider\/resources\/cloudlet\//,
     may: [/^provider\/resources\/cloudlet\//, resourceParts, core, protocol, driverContract, planner, /^zod$/],
     types: [clientContract, transportContract],

@@ -8,6 +8,7 @@ const suites: { files: RegExp; suite: string }[] = [
   { files: /^provider\/core\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/local\/(registry\/|http\.ts)/, suite: "test/local/registry/registry.test.ts" },
   { files: /^provider\/local\//, suite: "test/core/localFiles.test.ts" },
+  { files: /^provider\/cli\//, suite: "test/cli/overlay.test.ts" },
   { files: /^provider\/resources\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/transport\//, suite: "test/transport/pool.test.ts" },
   { files: /^provider\/agent\/(agentService|install)/, suite: "test/agent/commission.lab.test.ts" },
@@ -22,6 +23,7 @@ const suites: { files: RegExp; suite: string }[] = [
 const built: { files: RegExp; by: string }[] = [
   { files: /^provider\/agent\/(main|serve|drivers|singleInstance|teardown|moves\/verbs)\.ts$/, by: "test/agent/commission.lab.test.ts" },
   { files: /^provider\/(runtime|functions\/\w+)\.ts$/, by: "test/doors/dynamic/lifecycle.lab.test.ts" },
+  { files: /^provider\/cli\/main\.ts$/, by: "test/cli/overlay.lab.test.ts" },
   { files: /^provider\/core\/schema\.ts$/, by: "tools/generate.ts" },
 ];
 

@@ -1,11 +1,10 @@
-import { Readable } from "node:stream";
 import type { AcquireOptions, LocalBlob, OverlaySource } from "../../core/context.ts";
 import { CloudletError } from "../../core/errors.ts";
 import { parseReference } from "../registry/reference.ts";
 import { openRegistry } from "../registry/registry.ts";
 import { openArchive } from "./archive.ts";
 import { openArtefact } from "./artefact.ts";
-import { describe, open, readThrough, type PartSource } from "./parts.ts";
+import { describe, openLater, readThrough, type PartSource } from "./parts.ts";
 
 /** An overlay from an archive, which is read through before anything else, or from a registry, whose bytes are compared as they come. */
 export async function acquireOverlay(
@@ -23,16 +22,8 @@ export async function acquireOverlay(
   const blobs = found.parts.map((part) => ({
     digest: part.digest,
     bytes: part.bytes,
-    stream: () =>
-      Readable.from(
-        later(() => open(found, part, watch)),
-        { objectMode: false },
-      ),
+    stream: () => openLater(found, part, watch),
   }));
   // a node has an overlay once it has the manifest, so that comes last
   return { digest, blobs: blobs.reverse() };
-}
-
-async function* later(begin: () => Promise<Readable>): AsyncGenerator<Buffer> {
-  yield* (await begin()) as AsyncIterable<Buffer>;
 }

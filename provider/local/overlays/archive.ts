@@ -82,8 +82,8 @@ async function addEntries(archive: Pack, source: PartSource, watch: Watch): Prom
     archive.entry({ ...neutral, name: contentsName }, contents, (error) => (error ? reject(error) : resolve()));
   });
   for (const part of source.parts) {
-    const entry = archive.entry({ ...neutral, name: part.name, size: part.bytes });
-    await pipeline(await open(source, part, watch), entry);
+    const content = await open(source, part, watch);
+    await pipeline(content, archive.entry({ ...neutral, name: part.name, size: part.bytes }));
   }
   archive.finalize();
 }

@@ -50,6 +50,14 @@ export async function open(source: PartSource, part: Part, watch: Watch): Promis
   return Readable.from(checked(raw, { source, part, watch }), { objectMode: false });
 }
 
+/** The same for those who need the stream at once. */
+export function openLater(source: PartSource, part: Part, watch: Watch): Readable {
+  const bytes = async function* (): AsyncGenerator<Buffer> {
+    yield* (await open(source, part, watch)) as AsyncIterable<Buffer>;
+  };
+  return Readable.from(bytes(), { objectMode: false });
+}
+
 /** Reads manifest and index, of the base's memory as well where that comes along, and checks that all parts belong together. */
 export async function describe(source: PartSource, watch: Watch): Promise<Described> {
   const folder = await mkdtemp(join(tmpdir(), "cloudlet-overlay-"));

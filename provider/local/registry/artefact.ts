@@ -37,13 +37,13 @@ export interface Artefact {
   layers: Descriptor[];
 }
 
-/** Stores blobs and a manifest that names them. What the registry has is not sent again. */
+/** Stores blobs and a manifest that names them. What the registry has is not sent again; the tag is set last. */
 export async function pushArtefact(
   registry: Registry,
-  artefact: { type: string; layers: Layer[]; annotations?: Record<string, string> },
+  artefact: { type: string; config?: Layer; layers: Layer[]; annotations?: Record<string, string> },
   status: (text: string) => void,
 ): Promise<{ digest: string; bytesSent: number }> {
-  const config = emptyConfig();
+  const config = artefact.config ?? emptyConfig();
   let bytesSent = 0;
   for (const layer of [config, ...artefact.layers]) {
     if (await registry.hasBlob(layer.digest)) continue;

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { acquireOverlay } from "../../../provider/local/overlays/acquire.ts";
-import { pushArtefact } from "../../../provider/local/overlays/artefact.ts";
+import { pushOverlay } from "../../../provider/local/overlays/artefact.ts";
 import { partNames } from "../../../provider/local/overlays/parts.ts";
 import { parseReference } from "../../../provider/local/registry/reference.ts";
 import { openRegistry, type Registry } from "../../../provider/local/registry/registry.ts";
@@ -22,10 +22,10 @@ const registry = (name: string): Registry => openRegistry(parseReference(image(n
 
 it("an overlay comes back from a registry as it was pushed, and pushing it again sends nothing", async () => {
   const contents = sampleParts();
-  const digest = await pushArtefact(registry("faces"), sourceOf(contents), watch);
-  const seen: string[] = [];
-  expect(await pushArtefact(registry("faces"), sourceOf(contents), { ...watch, status: (text) => seen.push(text) })).toBe(digest);
-  expect(seen.filter((text) => !text.includes("has it"))).toEqual([]);
+  const digest = await pushOverlay(registry("faces"), sourceOf(contents), watch);
+  const sent: string[] = [];
+  expect(await pushOverlay(registry("faces"), sourceOf(contents), { ...watch, status: (text) => sent.push(text) })).toBe(digest);
+  expect(sent).toEqual([]);
   const found = await acquireOverlay({ image: image("faces") }, watch);
   expect(found.digest).toBe(digestOf(contents["manifest.json"]));
   const blobs = await Promise.all(found.blobs.map((blob) => bytesOf(blob.stream())));
@@ -35,7 +35,7 @@ it("an overlay comes back from a registry as it was pushed, and pushing it again
 it("an upload whose source is damaged is refused with the part's name, and the tag is not set", async () => {
   const contents = sampleParts();
   const pack = Buffer.concat([contents.pack.subarray(1), Buffer.from("x")]);
-  const pushing = pushArtefact(registry("damaged"), sourceOf(contents, { ...contents, pack }), watch);
+  const pushing = pushOverlay(registry("damaged"), sourceOf(contents, { ...contents, pack }), watch);
   await expect(pushing).rejects.toMatchObject({
     code: "INTEGRITY",
     message: expect.stringMatching(/^pack of memory is damaged/) as string,
@@ -46,7 +46,7 @@ it("an upload whose source is damaged is refused with the part's name, and the t
 it.each(partNames)("a bit that the registry has lost is found in %s", async (name) => {
   const contents = sampleParts();
   const place = `lost-${partNames.indexOf(name)}`;
-  await pushArtefact(registry(place), sourceOf(contents), watch);
+  await pushOverlay(registry(place), sourceOf(contents), watch);
   const digest = digestOf(contents[name]);
   const files = await readdir(real.directory, { recursive: true });
   const file = join(real.directory, files.find((path) => path.endsWith(`${digest}/data`)) ?? "");
