@@ -1,0 +1,186 @@
+import { setTimeout as delay } from "node:timers/promises";
+import type { Offer } from "../../agent/protocol.ts";
+import { CloudletError, codeOf } from "../../core/errors.ts";
+import type { Chunk } from "../manifest.ts";
+import { Assembly } from "./assembly.ts";
+import { Pace } from "./pace.ts";
+import { RangeConnection } from "./rangeConnection.ts";
+
+/** What takes the chunks. `accept` verifies: INTEGRITY where a chunk is not what it should be. */
+export interface Sink {
+  missing(): number[];
+  accept(chunk: number, compressed: Buffer): Promise<void>;
+}
+
+export interface FetchOptions {
+  pack: { digest: string; chunks: readonly Chunk[] };
+  sink: Sink;
+  /** Asked for before each attempt: they may change meanwhile. */
+  offers(): readonly Offer[];
+  /** A chunk is here. */
+  arrived(chunk: number): void;
+  bytesReceived(count: number): void;
+  /** Why nothing comes; undefined = something does. */
+  trouble(error: CloudletError | undefined): void;
+}
+
+const pieceBytes = 32 * 1024;
+/** Whole chunks that wait to be decompressed; with more of them only what is urgent is asked for. */
+const backlogBytes = 8 * 1024 * 1024;
+const acceptAtOnce = 2;
+/** Silence is said aloud after the first, and ends the connection after the second. */
+const silentMillis = 3_000;
+const deadMillis = 10_000;
+const firstPauseMillis = 250;
+const longestPauseMillis = 5_000;
+
+/** Brings the missing chunks of a pack from whoever offers it, in the order of the pack behind those that are urgent, and does not give up. */
+export class Fetcher {
+  readonly #options: FetchOptions;
+  readonly #assembly: Assembly;
+  readonly #missing: Set<number>;
+  readonly #urged = new Set<number>();
+  /** Chunks whose bytes are here and wait to be verified and written. */
+  readonly #whole: Whole[] = [];
+  #accepting = 0;
+  #lastOffer: string | undefined;
+  #pump: () => void = () => undefined;
+  #fail: (error: CloudletError) => void = () => undefined;
+  #done: () => void = () => undefined;
+
+  constructor(options: FetchOptions) {
+    this.#options = options;
+    this.#missing = new Set(options.sink.missing());
+    this.#assembly = new Assembly(options.pack.chunks, this.#missing);
+  }
+
+  /** Something waits for this chunk. */
+  urge(chunk: number): void {
+    this.#urged.add(chunk);
+    this.#assembly.urge(chunk);
+    this.#pump();
+  }
+
+  /** Returns when every chunk is here. */
+  async run(signal: AbortSignal): Promise<void> {
+    let pause = firstPauseMillis;
+    while (this.#missing.size > 0) {
+      const before = this.#missing.size;
+      const failures: CloudletError[] = [];
+      for (const offer of this.#options.offers()) {
+        signal.throwIfAborted();
+        const failure = await this.#takeFrom(offer, signal);
+        if (failure === undefined) return;
+        failures.push(failure);
+      }
+      this.#options.trouble(worstOf(failures));
+      pause = this.#missing.size < before ? firstPauseMillis : Math.min(longestPauseMillis, pause * 2);
+      await delay(pause, undefined, { signal });
+    }
+  }
+
+  /** undefined = nothing is missing any more. */
+  async #takeFrom(offer: Offer, signal: AbortSignal): Promise<CloudletError | undefined> {
+    this.#assembly.lost(this.#lastOffer === offer.certificate);
+    this.#lastOffer = offer.certificate;
+    const ending = new AbortController();
+    try {
+      return await new Promise<undefined>((resolve, reject) => {
+        signal.addEventListener("abort", () => reject(new CloudletError("ABORTED", "the transfer was ended")), { signal: ending.signal });
+        this.#done = () => resolve(undefined);
+        this.#fail = reject;
+        this.#connect(offer, ending.signal).catch(reject);
+      });
+    } catch (error) {
+      signal.throwIfAborted();
+      return error instanceof CloudletError ? error : new CloudletError(codeOf(error), `${offer.node}: ${String(error)}`, { cause: error });
+    } finally {
+      this.#pump = () => undefined;
+      ending.abort();
+    }
+  }
+
+  async #connect(offer: Offer, ended: AbortSignal): Promise<void> {
+    const pace = new Pace();
+    let heardAt = Date.now();
+    const connection = await RangeConnection.dial(offer, this.#options.pack.digest, {
+      received: (offset, bytes) => {
+        heardAt = Date.now();
+        pace.received(bytes.length, heardAt);
+        this.#options.bytesReceived(bytes.length);
+        this.#options.trouble(undefined);
+        this.#whole.push(...this.#assembly.received(offset, bytes).map((whole) => ({ ...whole, from: offer.node })));
+        while (this.#accepting < acceptAtOnce && this.#whole.length > 0) void this.#accept();
+        this.#pump();
+      },
+      lost: (error) => this.#fail(error),
+    });
+    if (ended.aborted) return connection.close();
+    const watch = setInterval(() => this.#watch(offer, pace.inFlight === 0 ? 0 : Date.now() - heardAt), 500);
+    ended.addEventListener("abort", () => {
+      clearInterval(watch);
+      connection.close();
+    });
+    this.#pump = () => {
+      while (pace.room() >= pieceBytes && (this.#assembly.isUrgent || this.#backlog() < backlogBytes)) {
+        const range = this.#assembly.next(pieceBytes);
+        if (range === undefined) return;
+        if (pace.inFlight === 0) heardAt = Date.now();
+        pace.asked(range.bytes, Date.now());
+        connection.request(range);
+      }
+    };
+    this.#pump();
+  }
+
+  #watch(offer: Offer, silence: number): void {
+    if (silence < silentMillis) return;
+    const error = new CloudletError("UNREACHABLE", `${offer.node} has sent nothing for ${String(Math.round(silence / 1000))} s`);
+    if (silence < deadMillis) this.#options.trouble(error);
+    else this.#fail(error);
+  }
+
+  #backlog(): number {
+    return this.#whole.reduce((sum, { bytes }) => sum + bytes.length, 0);
+  }
+
+  async #accept(): Promise<void> {
+    const urgent = this.#whole.findIndex(({ chunk }) => this.#urged.has(chunk));
+    const [next] = this.#whole.splice(Math.max(0, urgent), 1);
+    if (next === undefined) return;
+    this.#accepting++;
+    try {
+      await this.#options.sink.accept(next.chunk, next.bytes);
+      this.#missing.delete(next.chunk);
+      this.#urged.delete(next.chunk);
+      this.#options.arrived(next.chunk);
+    } catch (error) {
+      this.#assembly.again(next.chunk);
+      this.#fail(notAccepted(next, error));
+    } finally {
+      this.#accepting--;
+    }
+    if (this.#missing.size === 0) this.#done();
+    this.#pump();
+    await this.#accept();
+  }
+}
+
+interface Whole {
+  chunk: number;
+  bytes: Buffer;
+  from: string;
+}
+
+function notAccepted({ chunk, from }: Whole, error: unknown): CloudletError {
+  const text = error instanceof Error ? error.message : String(error);
+  if (codeOf(error) === "INTEGRITY")
+    return new CloudletError("INTEGRITY", `${from} sent something else than chunk ${String(chunk)} of the pack: ${text}`, { cause: error });
+  return new CloudletError("FAILED", `chunk ${String(chunk)} of the pack cannot be kept: ${text}`, { cause: error });
+}
+
+/** An offer that may come back counts more than those that never will. */
+function worstOf(failures: CloudletError[]): CloudletError {
+  const passing = failures.find(({ code }) => code === "UNREACHABLE");
+  return passing ?? failures[0] ?? new CloudletError("UNREACHABLE", "no node offers what is missing");
+}
