@@ -8,19 +8,19 @@ import { isMissing } from "./durable.ts";
 /** The program whose process a directory holds, where nothing else is said. */
 const usual = "qemu";
 
-/** Starts a process that outlives this one: own session, output to `NAME.log`, its identity in `NAME.pid` before it becomes the program. */
+/** Starts a process that outlives this one: own session, output to `NAME.log`, its identity in `NAME.pid` before it becomes the program; `descriptors` are its 3, 4, …. */
 export async function spawnDetached(
   directory: string,
   argv: string[],
-  options: { name?: string; cgroups?: string[] } = {},
+  options: { name?: string; cgroups?: string[]; descriptors?: number[] } = {},
 ): Promise<{ exited: () => number | undefined }> {
-  const { name = usual, cgroups = [] } = options;
+  const { name = usual, cgroups = [], descriptors = [] } = options;
   const output = await open(join(directory, `${name}.log`), "w", 0o600);
   try {
     const child = spawn("/bin/sh", ["-c", entryScript, "sh", pidFile(directory, name), ...cgroups, "--", ...argv], {
       cwd: directory,
       detached: true,
-      stdio: ["ignore", output.fd, output.fd],
+      stdio: ["ignore", output.fd, output.fd, ...descriptors],
     });
     let code: number | undefined;
     child.on("error", () => (code = 127));

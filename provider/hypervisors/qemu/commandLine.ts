@@ -6,6 +6,8 @@ export interface Machine {
   memoryMib: number;
   /** The qcow2 overlay. */
   disk: string;
+  /** What the disk stands on, where its own header does not say it all. */
+  below?: BlockNode[] | undefined;
   seed: string;
   volumes: { path: string; serial: string }[];
   nic: { tap: string; mac: string };
@@ -14,12 +16,24 @@ export interface Machine {
   /** User to become once everything is open. */
   user?: string | undefined;
   sandbox: boolean;
-  /** Socket on which a suspended guest's state arrives. */
+  /** A file that the memory is mapped from; without one it is QEMU's own. Not shared: what the guest writes stays its own. */
+  memory?: { path: string; shared: boolean } | undefined;
+  /** What a guest that goes to other nodes must find there again; without it the best that this node has. */
+  pinned?: { type: string; cpu: string } | undefined;
+  /** It is, or was once, resumed from device state alone, whose stream carries neither configuration nor description. */
+  bareStreams?: boolean | undefined;
+  /** Where a saved state arrives: `unix:PATH` or `fd:N`. */
   incoming?: string | undefined;
 }
 
+/** A node of QEMU's block graph, as `-blockdev` and `blockdev-add` take it. */
+export type BlockNode = { driver: string; "node-name": string } & Record<string, unknown>;
+
 /** Pinned: a suspended guest resumes only on the machine type it was suspended on, and this one is known to every supported release. */
 export const machineType = "pc-q35-6.2";
+
+/** The name under which saved memory knows the guest's memory; QEMU's own choice where there is no file. */
+const memoryName = "pc.ram";
 
 /** Nothing here may be secret: every user of the host can read it in the process list. */
 export function commandLine(machine: Machine): string[] {
@@ -29,12 +43,14 @@ export function commandLine(machine: Machine): string[] {
     "-nodefaults",
     "-no-user-config",
     ...["-display", "none"],
-    ...["-machine", `${machineType},hpet=off,vmport=off`],
+    ...["-machine", machineOptions(machine)],
     // without a limit the translation cache alone may outgrow the guest's memory limit
     ...["-accel", machine.accelerator === "kvm" ? "kvm" : "tcg,tb-size=256"],
-    ...["-cpu", machine.accelerator === "kvm" ? "host" : "qemu64"],
+    ...["-cpu", machine.pinned?.cpu ?? (machine.accelerator === "kvm" ? "host" : "qemu64")],
     ...["-smp", String(machine.cores)],
     ...["-m", `${String(machine.memoryMib)}M`],
+    ...(machine.memory === undefined ? [] : ["-object", memoryFile(machine.memory, machine.memoryMib)]),
+    ...(machine.bareStreams === true ? ["-global", "migration.send-configuration=off"] : []),
     ...(machine.sandbox ? ["-sandbox", sandboxRules(machine.user !== undefined)] : []),
     ...(machine.user === undefined ? [] : ["-runas", machine.user]),
     ...socket("qmp", machine.sockets.qmp),
@@ -49,7 +65,7 @@ export function commandLine(machine: Machine): string[] {
     ...["-device", "virtio-rng-pci,addr=0x6"],
     ...["-device", "virtio-serial-pci,addr=0x7", ...socket("guest-agent", machine.sockets.guestAgent)],
     ...["-device", "virtserialport,chardev=guest-agent,name=org.qemu.guest_agent.0"],
-    ...(machine.incoming === undefined ? [] : ["-S", "-incoming", `unix:${machine.incoming}`]),
+    ...(machine.incoming === undefined ? [] : ["-S", "-incoming", machine.incoming]),
   ];
 }
 
@@ -58,15 +74,33 @@ export function sandboxRules(changesUser: boolean): string {
   return `on,obsolete=deny,elevateprivileges=${changesUser ? "allow" : "deny"},spawn=deny,resourcecontrol=deny`;
 }
 
+function machineOptions(machine: Machine): string {
+  const { pinned, memory, bareStreams } = machine;
+  return [
+    `${pinned?.type ?? machineType},hpet=off,vmport=off`,
+    ...(memory === undefined ? [] : [`memory-backend=${memoryName}`]),
+    ...(bareStreams === true ? ["suppress-vmdesc=on"] : []),
+  ].join(",");
+}
+
+function memoryFile({ path, shared }: { path: string; shared: boolean }, memoryMib: number): string {
+  const file = `memory-backend-file,id=${memoryName},size=${String(memoryMib)}M,mem-path=${comma(path)},share=${shared ? "on" : "off"}`;
+  return `${file},x-use-canonical-path-for-ramblock-id=off`;
+}
+
 function disks(machine: Machine): string[] {
+  const below = machine.below ?? [];
+  const top = below.at(-1);
   const file = (path: string) => ({ driver: "file", filename: path });
   return [
+    ...below.flatMap((node) => blockdev(node)),
     ...blockdev({
       driver: "qcow2",
       "node-name": "disk",
       discard: "unmap",
       "detect-zeroes": "unmap",
       file: { ...file(machine.disk), discard: "unmap" },
+      ...(top === undefined ? {} : { backing: top["node-name"] }),
     }),
     ...["-device", "virtio-blk-pci,drive=disk,serial=root,bootindex=1,addr=0x2"],
     ...blockdev({ driver: "raw", "node-name": "seed", "read-only": true, file: file(machine.seed) }),

@@ -1,13 +1,14 @@
 import { constants, copyFile, link, mkdir, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { syncDirectory } from "../../agent/durable.ts";
+import { readJson, syncDirectory } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest, Part, Progress } from "../types.ts";
 import { diskInfo, rebaseOverlay, snapshotOffline } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
-import { exists, guestFiles, mustExist } from "./guestFiles.ts";
-import { end, observe, start, withQmp } from "./lifecycle.ts";
-import type { Surroundings } from "./lifecycle.ts";
+import { exists, guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
+import { withQmp } from "./launch.ts";
+import { end, mustHaveArrived, observe, start } from "./lifecycle.ts";
+import type { Surroundings } from "./launch.ts";
 import { queryStatus, resume, snapshotJob } from "./qmpCommands.ts";
 import { forgetSuspended, suspendFile, suspendFiles } from "./suspend.ts";
 
@@ -21,9 +22,11 @@ export async function snapshot(guest: Guest, name: string, progress: Progress): 
       fix: "resume or stop it first",
     });
   if (state === "stopped") return snapshotOffline(guestFiles(guest).disk, "create", tagOf(name));
+  await mustHaveArrived(guest);
   await flush(guest);
+  const tag = (await isElsewhere(guest)) ? elsewhereTagOf(name) : tagOf(name);
   await withQmp(guest, guestFiles(guest).qmp, (qmp) =>
-    snapshotJob(qmp, { command: "snapshot-save", tag: tagOf(name), signal: progress.signal, timeoutMillis: jobMillis }),
+    snapshotJob(qmp, { command: "snapshot-save", tag, signal: progress.signal, timeoutMillis: jobMillis }),
   );
 }
 
@@ -36,11 +39,12 @@ export async function restore(guest: Guest, name: string, options: { around: Sur
       fix: "take the snapshot first, or name another one",
     });
   const running = (await observe(guest)) === "running";
-  if (running && found.ramBytes > 0 && (await restoreRunning(guest, name, options))) return;
+  const fits = found.ramBytes > 0 && (found.tag === elsewhereTagOf(name)) === (await isElsewhere(guest));
+  if (running && fits && (await restoreRunning(guest, found.tag, options))) return;
   if (running) await end(guest);
   // first, so that memory never meets a disk of another time
   await forgetSuspended(guest.directory);
-  await snapshotOffline(guestFiles(guest).disk, "apply", tagOf(name));
+  await snapshotOffline(guestFiles(guest).disk, "apply", found.tag);
   if (running) await start(guest, options.around, options.progress);
 }
 
@@ -53,7 +57,8 @@ export async function exportParts(guest: Guest): Promise<Part[]> {
   await rm(files.export, { recursive: true, force: true });
   await mkdir(files.export, { mode: 0o700 });
   const parts: Part[] = [];
-  for (const source of [files.disk, ...(saved === undefined ? [] : [saved, files.launch])]) {
+  const withMemory = saved === undefined ? [] : [saved, files.launch, ...((await isElsewhere(guest)) ? [files.originSeed] : [])];
+  for (const source of [files.disk, ...withMemory]) {
     const path = join(files.export, basename(source));
     await link(source, path);
     parts.push({ name: basename(source), path, format: "raw" });
@@ -69,7 +74,7 @@ export async function importParts(guest: Guest, directory: string): Promise<void
     if (await exists(files.disk)) return;
     throw new CloudletError("INTEGRITY", `the parts of guest ${guest.name} hold no disk`, { fix: "run the move again" });
   }
-  for (const name of [...suspendFiles, basename(files.launch)]) {
+  for (const name of [...suspendFiles, basename(files.launch), basename(files.originSeed)]) {
     if (await exists(join(directory, name))) await place(join(directory, name), join(guest.directory, name));
   }
   const temporary = `${files.disk}.import`;
@@ -86,8 +91,19 @@ function tagOf(name: string): string {
   return `cloudlet-${name}`;
 }
 
-async function findSnapshot(guest: Guest, name: string): Promise<{ ramBytes: number } | undefined> {
-  return (await diskInfo(guestFiles(guest).disk, "qcow2")).snapshots.find((candidate) => candidate.name === tagOf(name));
+/** Of memory that believes in another network and came without configuration: it fits only into a guest that runs like that. */
+function elsewhereTagOf(name: string): string {
+  return `elsewhere-${name}`;
+}
+
+async function isElsewhere(guest: Guest): Promise<boolean> {
+  return (await readJson(guestFiles(guest).launch, launchSchema))?.inside !== undefined;
+}
+
+async function findSnapshot(guest: Guest, name: string): Promise<{ tag: string; ramBytes: number } | undefined> {
+  const { snapshots } = await diskInfo(guestFiles(guest).disk, "qcow2");
+  const found = snapshots.find((candidate) => [tagOf(name), elsewhereTagOf(name)].includes(candidate.name));
+  return found === undefined ? undefined : { tag: found.name, ramBytes: found.ramBytes };
 }
 
 /** So that the snapshot's disk alone is good to boot from too. */
@@ -98,10 +114,10 @@ async function flush(guest: Guest): Promise<void> {
   await agent.thaw();
 }
 
-async function restoreRunning(guest: Guest, name: string, options: { around: Surroundings; progress: Progress }): Promise<boolean> {
+async function restoreRunning(guest: Guest, tag: string, options: { around: Surroundings; progress: Progress }): Promise<boolean> {
   try {
     await withQmp(guest, guestFiles(guest).qmp, async (qmp) => {
-      await snapshotJob(qmp, { command: "snapshot-load", tag: tagOf(name), signal: options.progress.signal, timeoutMillis: jobMillis });
+      await snapshotJob(qmp, { command: "snapshot-load", tag, signal: options.progress.signal, timeoutMillis: jobMillis });
       if (!(await queryStatus(qmp)).running) await resume(qmp);
     });
     return true;

@@ -12,9 +12,11 @@ import { checkGrowth, createOverlay, growDisk } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
 import { exists, guestFiles, launchSchema } from "./guestFiles.ts";
 import { end, observe, settingsOf, start, stop, suspend } from "./lifecycle.ts";
-import type { Surroundings } from "./lifecycle.ts";
+import type { Surroundings } from "./launch.ts";
 import { seedOf, writeSeed } from "./seed.ts";
+import { freeze } from "./freeze.ts";
 import { exportState, importState } from "./state.ts";
+import { hold, machine, makeOver, resume, settle, startForFreeze } from "./synthesis.ts";
 import { createVolume, readVolume, writeVolume } from "./volumes.ts";
 
 export interface QemuDriverOptions {
@@ -57,6 +59,15 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
     readVolume,
     writeVolume: (hostPath, sizeMib, ...[tar, progress]) => writeVolume(hostPath, sizeMib, { tar, progress }),
     uninstall: removeCgroupParents,
+    synthesis: {
+      machine,
+      startForFreeze: async (guest, origin, progress) => startForFreeze({ guest, origin, around: await surroundings(), progress }),
+      freeze: async (guest, progress) => freeze(guest, await surroundings(), progress),
+      resume: async (guest, origin, progress) => resume({ guest, origin, around: await surroundings(), progress }),
+      makeOver,
+      settle,
+      hold,
+    },
   };
 }
 

@@ -16,6 +16,8 @@ export interface GuestAgent {
   /** Flushes and blocks every mounted file system; returns how many. While frozen the agent answers nothing but thaw. */
   freeze(): Promise<number>;
   thaw(): Promise<void>;
+  /** Sets the guest's clock: one that was resumed believes that it is still the moment when its memory was saved. */
+  setTime(millis: number): Promise<void>;
   /** Asks the guest's init to power off; the agent gives no answer to that. */
   shutdown(): Promise<void>;
 }
@@ -77,6 +79,7 @@ export function guestAgent(socketPath: string, guest: string): GuestAgent {
     },
     freeze: async () => z.int().parse(await call("guest-fsfreeze-freeze")),
     thaw: async () => void (await call("guest-fsfreeze-thaw")),
+    setTime: async (millis) => void (await call("guest-set-time", { time: millis * 1_000_000 })),
     shutdown: async () => void (await call("guest-shutdown", { mode: "powerdown" }, 2_000).catch(ignoreSilence)),
   };
 }

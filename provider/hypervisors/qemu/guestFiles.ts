@@ -19,6 +19,19 @@ export function guestFiles(guest: Pick<Guest, "directory">) {
     status: at("status.sock"),
     guestAgent: at("guest-agent.sock"),
     export: at("export"),
+    /** Of a guest resumed from an overlay: what it has changed of the overlay's memory by giving pages back, and that memory as one file. */
+    memory: at("memory.qcow2"),
+    memoryView: at("memory.view"),
+    viewMonitor: at("view.sock"),
+    /** The seed that the guest in the overlay's memory has seen. */
+    originSeed: at("origin-seed.iso"),
+    /** There while a layer below is still arriving. */
+    arriving: at("arriving"),
+    /** There while the guest is held because nothing arrives. */
+    held: at("held"),
+    /** Of a guest that is to be frozen: its whole memory, and its device state once it is. */
+    frozenMemory: at("frozen.memory"),
+    frozenState: at("frozen.state"),
   };
 }
 
@@ -31,6 +44,12 @@ export const launchSchema = z.object({
   volumes: z.array(z.string()).optional(),
   /** Digest of everything that shows only after a restart. */
   settings: z.string(),
+  /** Machine type and processor model, where they are not this driver's choice. */
+  pinned: z.object({ type: z.string(), cpu: z.string() }).optional(),
+  /** What a guest that was resumed from an overlay's memory believes to be its network. */
+  inside: z.object({ mac: z.string(), address: z.string() }).optional(),
+  /** Whether it has run since it was resumed. */
+  ran: z.boolean().optional(),
 });
 export type Launch = z.infer<typeof launchSchema>;
 

@@ -1,41 +1,38 @@
 import { createHash } from "node:crypto";
-import { chmod, chown, mkdtemp, open, rename, rm, stat } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
-import { forgetProcess, kill, livePid, processOutput, spawnDetached, waitGone } from "../../agent/detached.ts";
+import { forgetProcess, kill, processOutput, waitGone } from "../../agent/detached.ts";
 import { readJson, writeDurably } from "../../agent/durable.ts";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Guest, GuestState, Progress } from "../types.ts";
 import { probeAcceleration } from "./acceleration.ts";
-import { commandLine } from "./commandLine.ts";
-import { enterableCgroups, removeCgroups } from "./confinement.ts";
-import type { Confinement } from "./confinement.ts";
+import { removeCgroups } from "./confinement.ts";
 import { growDisk } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
 import { exists, guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
 import type { Launch } from "./guestFiles.ts";
-import { connectQmp } from "./qmp.ts";
-import type { Qmp } from "./qmp.ts";
+import { isLive, launchProcess, openNic, withQmp } from "./launch.ts";
+import type { Surroundings } from "./launch.ts";
+import { closeMemoryView } from "./memoryView.ts";
+import { answerDhcp, removeOwnNetwork } from "./ownNetwork.ts";
 import { migrationEnded, pause, powerdown, queryStatus, quit, resume } from "./qmpCommands.ts";
-import { seedOf, volumeSerial } from "./seed.ts";
+import { seedOf } from "./seed.ts";
 import { forgetSuspended, saveState, sendState, suspendFile } from "./suspend.ts";
-import { ensureTap, removeTap } from "./tap.ts";
-
-export interface Surroundings {
-  confinement: Confinement;
-  log(line: string): void;
-}
+import { removeTap } from "./tap.ts";
 
 export async function observe(guest: Guest): Promise<GuestState | undefined> {
-  if ((await livePid(guest.directory)) !== undefined) {
+  if (await isLive(guest)) {
     const state = await withQmp(guest, guestFiles(guest).status, queryStatus).catch((error: unknown) => {
       if (codeOf(error) === "UNREACHABLE") return undefined;
       throw error;
     });
     if (state !== undefined) return "running";
     // it may have ended while it was asked
-    if ((await livePid(guest.directory)) !== undefined)
+    if (await isLive(guest)) {
+      // QEMU itself may be waiting for a page that is on its way; whether it is, the agent knows
+      if (await exists(guestFiles(guest).arriving)) return "running";
       throw new CloudletError("UNREACHABLE", `QEMU of guest ${guest.name} runs and does not answer`);
+    }
   }
   if (!(await exists(guestFiles(guest).disk))) return undefined;
   return (await suspendFile(guest.directory)) === undefined ? "stopped" : "suspended";
@@ -51,7 +48,7 @@ export function settingsOf(guest: Guest): string {
 
 export async function start(guest: Guest, around: Surroundings, progress: Progress): Promise<void> {
   await mustExist(guest);
-  if ((await livePid(guest.directory)) !== undefined) return continueGuest(guest);
+  if (await isLive(guest)) return continueGuest(guest);
   const saved = await suspendFile(guest.directory);
   const { accelerator, reason } = await probeAcceleration();
   if (accelerator === "tcg") around.log(reason);
@@ -63,9 +60,15 @@ export async function start(guest: Guest, around: Surroundings, progress: Progre
       await growDisk(guestFiles(guest).disk, guest.spec.resources.diskMib);
       await writeDurably(guestFiles(guest).launch, JSON.stringify(launch), 0o600);
     }
+    await end(guest);
     const incoming = place === undefined ? undefined : join(place, "state.sock");
-    await launchProcess(guest, launch, { around, incoming });
-    if (saved !== undefined && incoming !== undefined) await resumeFrom(guest, { saved, incoming, progress });
+    const nic = await openNic(guest, launch, around);
+    await launchProcess(guest, launch, { around, nic, incoming: incoming === undefined ? undefined : `unix:${incoming}` });
+    if (launch.inside !== undefined && nic.namespace !== undefined) await answerDhcp(guest, launch.inside);
+    if (saved !== undefined && incoming !== undefined) {
+      await resumeFrom(guest, { saved, incoming, progress });
+      correctClock(guest, around);
+    }
   } catch (error) {
     await end(guest);
     throw error;
@@ -77,8 +80,10 @@ export async function start(guest: Guest, around: Surroundings, progress: Progre
 /** Asks the guest's agent or its ACPI to power off, and ends it after 10 s. */
 export async function stop(guest: Guest, around: Surroundings, progress: Progress): Promise<void> {
   if ((await suspendFile(guest.directory)) !== undefined) await wakeToStop(guest, around, progress);
-  if ((await livePid(guest.directory)) !== undefined) {
+  if (await isLive(guest)) {
     progress.status(`shutting down ${guest.name}`);
+    // its source is silent, so it cannot do anything more
+    if (await exists(guestFiles(guest).held)) return end(guest);
     await continueGuest(guest).catch(() => undefined);
     const agent = guestAgent(guestFiles(guest).guestAgent, guest.name);
     const asked =
@@ -95,10 +100,11 @@ export async function stop(guest: Guest, around: Surroundings, progress: Progres
 
 export async function suspend(guest: Guest, around: Surroundings, progress: Progress): Promise<void> {
   await mustExist(guest);
-  if ((await livePid(guest.directory)) === undefined) {
+  if (!(await isLive(guest))) {
     if ((await suspendFile(guest.directory)) !== undefined) return;
     throw new CloudletError("REFUSED", `guest ${guest.name} is stopped and has no memory to suspend`, { fix: "start it first" });
   }
+  await mustHaveArrived(guest);
   await withQmp(guest, guestFiles(guest).qmp, async (qmp) => {
     // a complete state beside a paused guest: an earlier run was interrupted just before the end
     if ((await suspendFile(guest.directory)) !== undefined && !(await queryStatus(qmp)).running) return;
@@ -114,28 +120,42 @@ export async function suspend(guest: Guest, around: Surroundings, progress: Prog
 
 /** Ends the process at once, and removes what belongs to a running guest only. */
 export async function end(guest: Guest): Promise<void> {
-  if ((await livePid(guest.directory)) !== undefined) {
+  if (await isLive(guest)) {
     await withQmp(guest, guestFiles(guest).qmp, quit).catch(() => undefined);
-    if (!(await waitGone(guest.directory, 3_000))) await kill(guest.directory, `guest ${guest.name}`);
+    if (!(await waitGone(guest.directory, 3_000)))
+      await Promise.all([kill(guest.directory, `guest ${guest.name}`), closeMemoryView(guest, "at once")]);
   }
   await forgetProcess(guest.directory);
+  await closeMemoryView(guest, "gently");
+  await removeOwnNetwork(guest);
   await removeTap(guest.name);
   await removeCgroups(guest.name);
-  const { qmp, status, guestAgent: agentSocket } = guestFiles(guest);
-  for (const socket of [qmp, status, agentSocket]) await rm(socket, { force: true });
+  const { qmp, status, guestAgent: agentSocket, arriving, held } = guestFiles(guest);
+  for (const path of [qmp, status, agentSocket, arriving, held]) await rm(path, { force: true });
 }
 
-export async function withQmp<T>(guest: Guest, socketPath: string, work: (qmp: Qmp) => Promise<T>): Promise<T> {
-  const qmp = await connectQmp(socketPath, { guest: guest.name });
-  try {
-    return await work(qmp);
-  } finally {
-    qmp.close();
-  }
+/** What reads all of a guest's memory or disk would wait for what is still coming. */
+export async function mustHaveArrived(guest: Guest): Promise<void> {
+  if (await exists(guestFiles(guest).arriving))
+    throw new CloudletError("REFUSED", `the overlay of guest ${guest.name} is still coming to this node`, {
+      fix: "wait until the cloudlet says that nothing is missing any more, then do it again",
+    });
+}
+
+/** Not waited for: a guest without an agent never answers, and one with an agent need not be held up. */
+export function correctClock(guest: Guest, around: Surroundings): void {
+  const agent = guestAgent(guestFiles(guest).guestAgent, guest.name);
+  void agent
+    .ping(5_000)
+    .then((answers) => (answers ? agent.setTime(Date.now()) : undefined))
+    .catch((error: unknown) =>
+      around.log(`the clock of guest ${guest.name} was not set: ${error instanceof Error ? error.message : String(error)}`),
+    );
 }
 
 /** A guest found paused was left so by an interrupted suspend: its saved memory is out of date the moment it runs on. */
-async function continueGuest(guest: Guest): Promise<void> {
+export async function continueGuest(guest: Guest): Promise<void> {
+  if (await exists(guestFiles(guest).held)) return;
   await withQmp(guest, guestFiles(guest).qmp, async (qmp) => {
     if ((await queryStatus(qmp)).running) return;
     await forgetSuspended(guest.directory);
@@ -143,55 +163,9 @@ async function continueGuest(guest: Guest): Promise<void> {
   });
 }
 
-async function launchProcess(guest: Guest, launch: Launch, options: { around: Surroundings; incoming: string | undefined }): Promise<void> {
-  const { confinement, log } = options.around;
-  const files = guestFiles(guest);
-  await end(guest);
-  await rotateConsole(files.console);
-  const volumes = guest.volumes.filter(({ id }) => launch.volumes?.includes(id) ?? true);
-  for (const path of [files.disk, files.console, ...volumes.map((volume) => volume.hostPath)]) {
-    if (confinement.user !== undefined) await chown(path, confinement.user.uid, confinement.user.gid);
-    await chmod(path, 0o600);
-  }
-  const argv = commandLine({
-    name: guest.name,
-    accelerator: launch.accelerator,
-    cores: launch.cores,
-    memoryMib: launch.memoryMib,
-    disk: files.disk,
-    seed: files.seed,
-    volumes: volumes.map((volume) => ({ path: volume.hostPath, serial: volumeSerial(volume.id) })),
-    nic: { tap: await ensureTap(guest.name, guest.network.bridge, confinement.user?.name), mac: guest.network.mac },
-    sockets: { qmp: files.qmp, status: files.status, guestAgent: files.guestAgent },
-    console: files.console,
-    user: confinement.user?.name,
-    sandbox: confinement.sandbox,
-    incoming: options.incoming,
-  });
-  const cgroups = await enterableCgroups(guest.name, launch, log);
-  const { exited } = await spawnDetached(guest.directory, argv, { cgroups });
-  await monitorAnswers(guest, exited);
-}
-
-async function monitorAnswers(guest: Guest, exited: () => number | undefined): Promise<void> {
-  const deadline = Date.now() + 20_000;
-  for (;;) {
-    const answers = await withQmp(guest, guestFiles(guest).qmp, queryStatus).then(
-      () => true,
-      () => false,
-    );
-    if (answers) return;
-    if (exited() !== undefined)
-      throw new CloudletError("FAILED", `QEMU of guest ${guest.name} ended at its start: ${await processOutput(guest.directory)}`);
-    if (Date.now() > deadline)
-      throw new CloudletError("TIMEOUT", `QEMU of guest ${guest.name} did not answer within 20 s: ${await processOutput(guest.directory)}`);
-    await delay(15);
-  }
-}
-
 const bootInstead = "set the cloudlet's state to stopped, then to running: it boots from its disk";
 
-function launchOf(guest: Guest, accelerator: Launch["accelerator"]): Launch {
+export function launchOf(guest: Guest, accelerator: Launch["accelerator"]): Launch {
   const { cores, memoryMib } = guest.spec.resources;
   return { accelerator, cores, memoryMib, volumes: guest.volumes.map(({ id }) => id), settings: settingsOf(guest) };
 }
@@ -232,15 +206,4 @@ async function wakeToStop(guest: Guest, around: Surroundings, progress: Progress
     around.log(`${error instanceof Error ? error.message : String(error)}; its saved memory is discarded`);
     await forgetSuspended(guest.directory);
   }
-}
-
-const consoleLimit = 4 * 1024 ** 2;
-
-async function rotateConsole(path: string): Promise<void> {
-  const size = await stat(path).then(
-    (found) => found.size,
-    () => 0,
-  );
-  if (size > consoleLimit) await rename(path, `${path}.1`);
-  await (await open(path, "a", 0o600)).close();
 }

@@ -5,6 +5,8 @@ import type { Qmp } from "./qmp.ts";
 
 const statusSchema = z.object({ status: z.string(), running: z.boolean() });
 const migrationSchema = z.object({ status: z.string().optional(), "error-desc": z.string().optional() });
+const balloonSchema = z.object({ actual: z.int() });
+const nodesSchema = z.array(z.object({ "node-name": z.string() }));
 const jobsSchema = z.array(z.object({ id: z.string(), status: z.string(), error: z.string().optional() }));
 
 /** `running`, `paused`, `postmigrate`, `inmigrate`, `shutdown`, …: QEMU's own words. */
@@ -49,6 +51,24 @@ export async function migrationEnded(qmp: Qmp, what: string, options: { signal: 
 
 export async function cancelMigration(qmp: Qmp): Promise<void> {
   await qmp.execute("migrate_cancel");
+}
+
+/** Device state without memory, of a paused guest. The name is QEMU's; no Xen is needed. */
+export async function saveDeviceState(qmp: Qmp, filename: string): Promise<void> {
+  await qmp.execute("xen-save-devices-state", { filename, live: false });
+}
+
+/** How much memory the guest is to have at hand; the rest goes into the balloon. */
+export async function setBalloon(qmp: Qmp, bytes: number): Promise<void> {
+  await qmp.execute("balloon", { value: Math.round(bytes) });
+}
+
+export async function balloonBytes(qmp: Qmp): Promise<number> {
+  return balloonSchema.parse(await qmp.execute("query-balloon")).actual;
+}
+
+export async function blockNodeNames(qmp: Qmp): Promise<string[]> {
+  return nodesSchema.parse(await qmp.execute("query-named-block-nodes", { flat: true })).map((node) => node["node-name"]);
 }
 
 /** Saves or loads disk and RAM under a tag inside the disk's qcow2. */

@@ -44,10 +44,13 @@ export async function writeSeed(path: string, seed: Seed, signal: AbortSignal): 
 }
 
 function vendorScript(guest: Pick<Guest, "spec" | "volumes">): string {
+  const opening = ["#!/bin/sh", "# made by pulumi-cloudlet: environment, files and volumes of this cloudlet"];
+  const mounts = guest.volumes.flatMap((volume) => mountLines(volume));
+  // environment and files are in the overlay, and must not be undone
+  if (guest.spec.overlay !== undefined) return [...opening, ...mounts, ""].join("\n");
   const environment = Object.entries(guest.spec.environment).sort(([a], [b]) => (a < b ? -1 : 1));
   return [
-    "#!/bin/sh",
-    "# made by pulumi-cloudlet: environment, files and volumes of this cloudlet",
+    ...opening,
     "touch /etc/environment",
     "sed -i '/^# cloudlet begin$/,/^# cloudlet end$/d' /etc/environment",
     ...heredoc("cat >>/etc/environment", [
@@ -56,7 +59,7 @@ function vendorScript(guest: Pick<Guest, "spec" | "volumes">): string {
       "# cloudlet end",
     ]),
     // volumes first: a file may lie on one
-    ...guest.volumes.flatMap((volume) => mountLines(volume)),
+    ...mounts,
     ...guest.spec.files.flatMap((file) => writeFileLines(file)),
     "",
   ].join("\n");

@@ -3,6 +3,13 @@ import { readFile } from "node:fs/promises";
 import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 
+export interface Nic {
+  tap: string;
+  mac: string;
+  /** The network namespace that the tap is in, where it is not the agent's own. */
+  namespace?: string | undefined;
+}
+
 /** The guest's network device on the host; Linux allows 15 characters. */
 export function tapName(guest: string): string {
   return `cl${createHash("sha256").update(guest).digest("hex").slice(0, 8)}`;

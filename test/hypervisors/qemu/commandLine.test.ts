@@ -33,7 +33,16 @@ describe("each setting shows in the line", () => {
     ["a filter that lets it become a user", { user: "cloudlet" }, "-sandbox", sandboxRules(true)],
     ["a filter that does not", {}, "-sandbox", sandboxRules(false)],
     ["the tap", {}, "-netdev", "tap,id=net,ifname=cl01234567,script=no,downscript=no"],
-    ["where saved memory arrives", { incoming: "/run/x/state.sock" }, "-incoming", "unix:/run/x/state.sock"],
+    ["where saved memory arrives", { incoming: "unix:/run/x/state.sock" }, "-incoming", "unix:/run/x/state.sock"],
+    ["a pinned processor", { accelerator: "kvm", pinned: { type: "pc-q35-7.2", cpu: "Nehalem" } }, "-cpu", "Nehalem"],
+    ["a pinned machine type", { pinned: { type: "pc-q35-7.2", cpu: "qemu64" } }, "-machine", "pc-q35-7.2,hpet=off,vmport=off"],
+    ["streams of bare device state", { bareStreams: true }, "-global", "migration.send-configuration=off"],
+    [
+      "memory that comes from a file, under the name that it has without one",
+      { memory: { path: "/g/memory", shared: false } },
+      "-object",
+      "memory-backend-file,id=pc.ram,size=256M,mem-path=/g/memory,share=off,x-use-canonical-path-for-ramblock-id=off",
+    ],
     ["commas in paths", { console: "/a,b/console.log" }, "-chardev", "file,id=console,path=/a,,b/console.log,append=on"],
     [
       "commas in disks",

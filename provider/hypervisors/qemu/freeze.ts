@@ -1,0 +1,95 @@
+import { chmod, chown, copyFile, mkdtemp, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { readJson, syncDirectory, syncFile } from "../../agent/durable.ts";
+import { CloudletError } from "../../core/errors.ts";
+import type { Frozen, Guest, Progress } from "../types.ts";
+import { guestAgent } from "./guestAgent.ts";
+import type { GuestAgent } from "./guestAgent.ts";
+import { exists, guestFiles, launchSchema } from "./guestFiles.ts";
+import { isLive, withQmp } from "./launch.ts";
+import type { Surroundings } from "./launch.ts";
+import { end } from "./lifecycle.ts";
+import type { Qmp } from "./qmp.ts";
+import { balloonBytes, pause, saveDeviceState, setBalloon } from "./qmpCommands.ts";
+import { machine } from "./synthesis.ts";
+
+/** Stops a guest that `startForFreeze` started at one instant: memory, device state and disk belong together. Run again, it says the same. */
+export async function freeze(guest: Guest, around: Surroundings, progress: Progress): Promise<Frozen> {
+  const files = guestFiles(guest);
+  const launch = await readJson(files.launch, launchSchema);
+  if (launch?.pinned === undefined || !(await exists(files.frozenMemory)))
+    throw new CloudletError("REFUSED", `guest ${guest.name} was not started so that it can be frozen`);
+  if (await isLive(guest)) {
+    await withQmp(guest, files.qmp, async (qmp) => {
+      await giveBack(guest, qmp, progress);
+      progress.status(`freezing ${guest.name}`);
+      await pause(qmp);
+      await saveState(guest, qmp, around);
+    });
+  }
+  await end(guest);
+  if (!(await exists(files.frozenState)))
+    throw new CloudletError("FAILED", `guest ${guest.name} ended before it was frozen`, { fix: "build the overlay again" });
+  const seed = launch.inside === undefined ? files.seed : files.originSeed;
+  const { cores, memoryMib } = launch;
+  return { disk: files.disk, memory: files.frozenMemory, state: files.frozenState, seed, machine: await machine({ cores, memoryMib }) };
+}
+
+/** Freed blocks go back by trimming, free pages through the balloon, page by page; only a guest with an agent can be asked. */
+async function giveBack(guest: Guest, qmp: Qmp, progress: Progress): Promise<void> {
+  const agent = guestAgent(guestFiles(guest).guestAgent, guest.name);
+  if (!(await agent.ping(1_000))) return;
+  progress.status(`${guest.name} gives back what it does not need`);
+  const free = await trim(agent, progress);
+  const all = guest.spec.resources.memoryMib * 1024 ** 2;
+  const kept = reserveBytes + all / 32;
+  if (free === undefined || free <= kept) return;
+  await setBalloon(qmp, all - (free - kept));
+  await balloonStands(qmp, all - (free - kept), progress.signal);
+  await setBalloon(qmp, all);
+  await balloonStands(qmp, all, progress.signal);
+}
+
+// what a guest needs at hand while the balloon is full
+const reserveBytes = 8 * 1024 ** 2;
+const balloonMillis = 30_000;
+const patienceMillis = 1_500;
+
+/** Bytes of memory that are free afterwards. */
+async function trim(agent: GuestAgent, progress: Progress): Promise<number | undefined> {
+  const script = "sync; fstrim -a 2>/dev/null || fstrim / 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches; cat /proc/meminfo";
+  const { stdout } = await agent
+    .exec(["sh", "-c", script], { timeoutMillis: 60_000, signal: progress.signal })
+    .catch(() => ({ stdout: "" }));
+  const free = /^MemFree: +(\d+) kB$/m.exec(stdout)?.[1];
+  return free === undefined ? undefined : Number(free) * 1024;
+}
+
+/** Until the balloon has the size, or a guest that cannot get there has given up, or there is no such driver in it. */
+async function balloonStands(qmp: Qmp, bytes: number, signal: AbortSignal): Promise<void> {
+  const end = Date.now() + balloonMillis;
+  let [last, since] = [await balloonBytes(qmp), Date.now()];
+  while (Math.abs(last - bytes) > 1024 ** 2 && Date.now() < end && Date.now() - since < patienceMillis) {
+    await delay(50, undefined, { signal });
+    const now = await balloonBytes(qmp);
+    if (now !== last) [last, since] = [now, Date.now()];
+  }
+}
+
+/** QEMU writes it as its own user, into a directory that this user can reach. */
+async function saveState(guest: Guest, qmp: Qmp, { confinement }: Surroundings): Promise<void> {
+  const { frozenState } = guestFiles(guest);
+  const place = await mkdtemp("/run/cloudlet-freeze-");
+  try {
+    if (confinement.user !== undefined) await chown(place, confinement.user.uid, confinement.user.gid);
+    await saveDeviceState(qmp, join(place, "state"));
+    await copyFile(join(place, "state"), `${frozenState}.new`);
+    await chmod(`${frozenState}.new`, 0o600);
+    await syncFile(`${frozenState}.new`);
+    await rename(`${frozenState}.new`, frozenState);
+    await syncDirectory(guest.directory);
+  } finally {
+    await rm(place, { recursive: true, force: true });
+  }
+}
