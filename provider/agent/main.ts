@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import net from "node:net";
 import { describeError } from "../core/errors.ts";
+import { runHydrator } from "../synthesis/hydrate/hydrator.ts";
 import { createDriver } from "./drivers.ts";
 import type { JobContext } from "./jobs.ts";
 import { listeningPorts } from "./networkText.ts";
@@ -17,6 +18,7 @@ import { remaining, teardown } from "./teardown.ts";
 const help = `cloudlet agent: runs on an edge gateway and looks after its cloudlets
 
 usage: agent [serve]         listen on ${paths.socket}
+       agent hydrate CONFIG  bring an overlay here, and serve it to guests meanwhile
        agent bridge SOCKET   connect standard input and output to a unix socket
        agent remaining       print the cloudlets and volumes on this node, one per line
        agent teardown        remove bridge, rules and hypervisor set-up; the agent must not be running
@@ -40,6 +42,7 @@ const pauseMillis = 1_500;
 async function main([command = "serve", ...rest]: string[]): Promise<void> {
   if (command === "serve") return serveUntilSignal();
   if (command === "bridge" && rest[0] !== undefined) return bridge(rest[0]);
+  if (command === "hydrate" && rest[0] !== undefined) return runHydrator(rest[0]);
   if (command === "remaining") return void process.stdout.write((await remaining(await services())).map((id) => `${id}\n`).join(""));
   if (command === "teardown") return tearDown();
   if (command === "--version") return void process.stdout.write(`${digest()}\n`);

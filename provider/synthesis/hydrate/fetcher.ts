@@ -24,10 +24,8 @@ export interface FetchOptions {
   trouble(error: CloudletError | undefined): void;
 }
 
-const pieceBytes = 32 * 1024;
-/** Whole chunks that wait to be decompressed; with more of them only what is urgent is asked for. */
-const backlogBytes = 8 * 1024 * 1024;
-const acceptAtOnce = 2;
+/** Whole chunks that are being verified and written; with more of them only what is urgent is asked for. */
+const backlogLimit = 4 * 1024 * 1024;
 /** Silence is said aloud after the first, and ends the connection after the second. */
 const silentMillis = 3_000;
 const deadMillis = 10_000;
@@ -39,10 +37,7 @@ export class Fetcher {
   readonly #options: FetchOptions;
   readonly #assembly: Assembly;
   readonly #missing: Set<number>;
-  readonly #urged = new Set<number>();
-  /** Chunks whose bytes are here and wait to be verified and written. */
-  readonly #whole: Whole[] = [];
-  #accepting = 0;
+  #backlog = 0;
   #lastOffer: string | undefined;
   #pump: () => void = () => undefined;
   #fail: (error: CloudletError) => void = () => undefined;
@@ -56,7 +51,6 @@ export class Fetcher {
 
   /** Something waits for this chunk. */
   urge(chunk: number): void {
-    this.#urged.add(chunk);
     this.#assembly.urge(chunk);
     this.#pump();
   }
@@ -109,8 +103,7 @@ export class Fetcher {
         pace.received(bytes.length, heardAt);
         this.#options.bytesReceived(bytes.length);
         this.#options.trouble(undefined);
-        this.#whole.push(...this.#assembly.received(offset, bytes).map((whole) => ({ ...whole, from: offer.node })));
-        while (this.#accepting < acceptAtOnce && this.#whole.length > 0) void this.#accept();
+        for (const whole of this.#assembly.received(offset, bytes)) void this.#accept(whole, offer.node);
         this.#pump();
       },
       lost: (error) => this.#fail(error),
@@ -122,8 +115,9 @@ export class Fetcher {
       connection.close();
     });
     this.#pump = () => {
-      while (pace.room() >= pieceBytes && (this.#assembly.isUrgent || this.#backlog() < backlogBytes)) {
-        const range = this.#assembly.next(pieceBytes);
+      for (let bytes = pace.next(); bytes > 0; bytes = pace.next()) {
+        if (this.#backlog > backlogLimit && !this.#assembly.isUrgent) return;
+        const range = this.#assembly.next(bytes);
         if (range === undefined) return;
         if (pace.inFlight === 0) heardAt = Date.now();
         pace.asked(range.bytes, Date.now());
@@ -140,39 +134,24 @@ export class Fetcher {
     else this.#fail(error);
   }
 
-  #backlog(): number {
-    return this.#whole.reduce((sum, { bytes }) => sum + bytes.length, 0);
-  }
-
-  async #accept(): Promise<void> {
-    const urgent = this.#whole.findIndex(({ chunk }) => this.#urged.has(chunk));
-    const [next] = this.#whole.splice(Math.max(0, urgent), 1);
-    if (next === undefined) return;
-    this.#accepting++;
+  async #accept({ chunk, bytes }: { chunk: number; bytes: Buffer }, from: string): Promise<void> {
+    this.#backlog += bytes.length;
     try {
-      await this.#options.sink.accept(next.chunk, next.bytes);
-      this.#missing.delete(next.chunk);
-      this.#urged.delete(next.chunk);
-      this.#options.arrived(next.chunk);
+      await this.#options.sink.accept(chunk, bytes);
+      this.#missing.delete(chunk);
+      this.#options.arrived(chunk);
     } catch (error) {
-      this.#assembly.again(next.chunk);
-      this.#fail(notAccepted(next, error));
+      this.#assembly.again(chunk);
+      this.#fail(notAccepted(chunk, from, error));
     } finally {
-      this.#accepting--;
+      this.#backlog -= bytes.length;
     }
     if (this.#missing.size === 0) this.#done();
     this.#pump();
-    await this.#accept();
   }
 }
 
-interface Whole {
-  chunk: number;
-  bytes: Buffer;
-  from: string;
-}
-
-function notAccepted({ chunk, from }: Whole, error: unknown): CloudletError {
+function notAccepted(chunk: number, from: string, error: unknown): CloudletError {
   const text = error instanceof Error ? error.message : String(error);
   if (codeOf(error) === "INTEGRITY")
     return new CloudletError("INTEGRITY", `${from} sent something else than chunk ${String(chunk)} of the pack: ${text}`, { cause: error });

@@ -2,6 +2,8 @@
 const queueMillis = 60;
 const leastBytes = 64 * 1024;
 const mostBytes = 4 * 1024 * 1024;
+// a window of this many requests is never quite empty while answers come
+const requestsInWindow = 4;
 const rateMillis = 300;
 
 /** How many bytes to have on their way at a time, from how fast they came lately and how long the first of them takes. */
@@ -28,9 +30,11 @@ export class Pace {
     return this.#inFlight;
   }
 
-  /** How many bytes may be asked for now. */
-  room(): number {
-    return this.#window() - this.#inFlight;
+  /** How many bytes to ask for now, in one request; 0 = wait until more has come. */
+  next(): number {
+    const window = this.#window();
+    const piece = Math.floor(window / requestsInWindow);
+    return this.#inFlight + piece > window ? 0 : piece;
   }
 
   #window(): number {

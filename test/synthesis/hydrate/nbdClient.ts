@@ -11,8 +11,12 @@ export async function speaking(socketPath: string): Promise<{ socket: Socket; ta
     wake();
   });
   socket.on("error", () => undefined);
+  socket.on("close", () => wake());
   const take = async (length: number): Promise<Buffer> => {
-    while (held.length < length) await new Promise<void>((resolve) => (wake = resolve));
+    while (held.length < length) {
+      if (socket.destroyed) throw new Error("the server hung up");
+      await new Promise<void>((resolve) => (wake = resolve));
+    }
     const taken = held.subarray(0, length);
     held = held.subarray(length);
     return taken;
