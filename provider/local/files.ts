@@ -5,7 +5,9 @@ import type { Readable } from "node:stream";
 import type { Local, LocalBlob } from "../core/context.ts";
 import type { LocalDigests } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
+import { Cache } from "./cache.ts";
 import { packDirectory } from "./directory.ts";
+import { acquireImage } from "./images.ts";
 import { acquireOverlay } from "./overlays/acquire.ts";
 
 /** Files and directories of the operator's machine, as blobs with a digest. */
@@ -20,16 +22,12 @@ export const local: Local = {
     if (!found.isDirectory()) throw new CloudletError("INVALID", `${path} is not a directory`, { fix: "name a directory" });
     return blobOf(path, () => packDirectory(path));
   },
-  async acquire(source, { digest }) {
-    if (!("file" in source)) throw new CloudletError("UNSUPPORTED", `an image comes from a file, not from ${Object.keys(source).join()}`);
-    const blob = await local.open(source.file);
-    if (digest === undefined || blob.digest === digest) return blob;
-    throw new CloudletError("INTEGRITY", `${source.file} has the digest ${blob.digest}, and ${digest} is expected`, {
-      fix: "correct the digest or the content",
-    });
-  },
+  acquire: (source, options) => acquireImage(source, options, { cache: new Cache(), files: local, limits: { bytes: imageLimit } }),
   acquireOverlay,
 };
+
+/** A larger one is a mistake, or an attack. */
+const imageLimit = 64 * 1024 * 1024 * 1024;
 
 export const digests: LocalDigests = {
   digestFile: async (path) => (await local.open(path)).digest,

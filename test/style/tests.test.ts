@@ -7,7 +7,8 @@ const isTest = (path: string): boolean => /^test\/.*\.test\.ts$/.test(path);
 const suites: { files: RegExp; suite: string }[] = [
   { files: /^provider\/core\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/local\/(registry\/|http\.ts)/, suite: "test/local/registry/registry.test.ts" },
-  { files: /^provider\/local\//, suite: "test/core/localFiles.test.ts" },
+  { files: /^provider\/local\/(files|directory)\.ts$/, suite: "test/core/localFiles.test.ts" },
+  { files: /^provider\/local\//, suite: "test/local/images.lab.test.ts" },
   { files: /^provider\/cli\//, suite: "test/cli/overlay.test.ts" },
   { files: /^provider\/resources\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/transport\//, suite: "test/transport/pool.test.ts" },
