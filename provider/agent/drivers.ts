@@ -1,3 +1,4 @@
+import { CloudletError } from "../core/errors.ts";
 import type { Driver } from "../hypervisors/types.ts";
 import type { HypervisorSpec } from "./protocol.ts";
 
@@ -22,4 +23,18 @@ export async function probeAcceleration(): Promise<{ kvm: boolean; reason: strin
   const qemu = await import("../hypervisors/qemu/acceleration.ts");
   const { accelerator, reason } = await qemu.probeAcceleration();
   return { kvm: accelerator === "kvm", reason };
+}
+
+const viewFormats = ["qcow2", "raw", "vmdk", "vhdx"] as const;
+
+/** Shows a disk image as one raw file for as long as `work` lasts. */
+export async function rawView<T>(
+  { file, format }: { file: string; format: string },
+  signal: AbortSignal,
+  work: (rawPath: string) => Promise<T>,
+): Promise<T> {
+  const known = viewFormats.find((name) => name === format);
+  if (known === undefined) throw new CloudletError("UNSUPPORTED", `an image of format ${format} cannot be read`);
+  const { withRawView } = await import("../hypervisors/qemu/rawView.ts");
+  return withRawView(file, { format: known, signal }, work);
 }

@@ -2,11 +2,12 @@ import { createReadStream, createWriteStream } from "node:fs";
 import { mkdir, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { pipeline } from "node:stream/promises";
-import { CloudletError } from "../core/errors.ts";
+import { CloudletError, codeOf } from "../core/errors.ts";
 import type { Driver } from "../hypervisors/types.ts";
 import { syncDirectory, syncFile } from "./durable.ts";
 import { bringTo, guestOf, imagesOf, instanceStatus, requireOwner } from "./instances.ts";
 import type { Opened } from "./instances.ts";
+import { wasCancelled } from "./jobs.ts";
 import type { JobContext } from "./jobs.ts";
 import { dataPort, guestName } from "./protocol.ts";
 import type { InstanceSpec, InstanceStatus, VerbArgs } from "./protocol.ts";
@@ -15,29 +16,101 @@ import { MoveFiles } from "./moves/files.ts";
 import { allocateNetwork, isHere } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
+import { fetchImages, prepareSynthesis } from "./synthesis/prepare.ts";
+import type { Prepared } from "./synthesis/prepare.ts";
+import { collectLayers } from "./synthesis/references.ts";
+import { noteFirstReply, synthesise, undoSynthesis } from "./synthesis/synthesise.ts";
 
 /** Makes a cloudlet what its spec says; run again after a crash at any step, it continues. */
 export async function applyInstance(services: Services, args: VerbArgs<"instance.apply">, context: JobContext): Promise<InstanceStatus> {
   const { spec } = args;
-  // images first: a spec whose data is not here changes nothing
-  const images = {
-    basePath: await services.store.path(spec.base.digest),
-    buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest),
-  };
+  const before = await services.records.read(spec.id);
+  // data first: a spec whose data is not here changes nothing
+  const prepared = await prepare(services, { args, before }, context);
   await forgetIncoming(services, args, context);
   const { record: claimed, driver, wasPending } = await claim(services, args);
   context.step("record");
   await services.network.publish(await services.records.list());
   context.step("network");
-  const opened = { record: claimed, driver, guest: await guestOf(services, claimed, images) };
-  const record = await makeGuest(services, { ...opened, wasPending }, context);
-  context.step("created");
-  await bringTo({ ...opened, record }, { state: spec.state, restart: record.restartPending }, context);
-  await services.records.write({ ...record, complete: true, restartPending: false });
+  const opened = { record: claimed, driver, guest: await guestOf(services, claimed, await imagesOf(services, claimed)) };
+  try {
+    await carryOut(services, { ...opened, wasPending, prepared }, context);
+  } catch (error) {
+    // data that is damaged makes no cloudlet, however often it is tried; one that was given up is not left half made
+    const inVain = codeOf(error) === "INTEGRITY" || wasCancelled(context.signal);
+    if (inVain && prepared !== undefined && neverAnswered(before)) await undoSynthesis(services, opened, context.status);
+    throw error;
+  }
+  await services.records.update(spec.id, (record) => ({ ...record, complete: true, restartPending: false }));
+  await collectLayers(services);
   context.step("complete");
   const status = await instanceStatus(services, spec.id);
   if (status === undefined) throw new CloudletError("BUG", `cloudlet ${spec.id} was applied and cannot be read back`);
   return status;
+}
+
+interface Work extends Opened {
+  wasPending: boolean;
+  /** Where the guest is to be made from an overlay. */
+  prepared: Prepared | undefined;
+}
+
+/** From the claim to the state that is declared. */
+async function carryOut(services: Services, work: Work, context: JobContext): Promise<void> {
+  const { id, state, resources } = work.record.spec;
+  const inTurn = <T>(start: () => Promise<T>): Promise<T> => services.starts.run(resources, context, start);
+  let record = await inTurn(() => makeGuest(services, work, context));
+  context.step("created");
+  if (record.synthesis?.hydrating === true) {
+    await services.hydrations.follow(id, context);
+    record = (await services.records.read(id)) ?? record;
+    context.step("whole");
+  }
+  const restart = record.restartPending;
+  if (record.synthesis !== undefined && state !== "stopped") {
+    await inTurn(() => bringTo({ ...work, record }, { state: "running", restart }, context));
+    await noteFirstReply(services, id);
+    await bringTo({ ...work, record }, { state, restart: false }, context);
+  } else await inTurn(() => bringTo({ ...work, record }, { state, restart }, context));
+}
+
+/** undefined where nothing is to be made from an overlay: there is none, or the guest stands on it already. */
+async function prepare(
+  services: Services,
+  { args, before }: { args: VerbArgs<"instance.apply">; before: InstanceRecord | undefined },
+  context: JobContext,
+): Promise<Prepared | undefined> {
+  const { spec, offers = [] } = args;
+  if (spec.overlay === undefined) {
+    await fetchImages(services, { spec, offers }, context);
+    // said here, before anything is written down
+    await imagesOf(services, { spec });
+    return undefined;
+  }
+  const way = before === undefined || !isHere(before) ? "anew" : await wayFrom(services, before, spec);
+  if (way === "as it is") return undefined;
+  const importsState = way === "rebuild" && spec.stateFiles.length > 0;
+  return prepareSynthesis(services, spec.overlay.digest, { wanted: { spec, offers, importsState }, context });
+}
+
+/** Whether a guest stays, is made for the first time, or is made again from other data. */
+async function wayFrom(services: Services, record: InstanceRecord, spec: InstanceSpec): Promise<"as it is" | "anew" | "rebuild"> {
+  if (record.rebuilding === true) return "rebuild";
+  const driver = await services.hypervisors.driver(record.spec.kind);
+  const state = await driver.observe(await guestOf(services, record));
+  if (state === undefined) return "anew";
+  const { builtFrom, builtOver, synthesis } = record;
+  const same = builtFrom === undefined || (builtFrom === spec.base.digest && builtOver === spec.overlay?.digest);
+  if (!same) return neverAnswered(record) ? "anew" : "rebuild";
+  if (synthesis === undefined || synthesis.hydrating || !neverAnswered(record)) return "as it is";
+  // cut off while it was made, or before anybody heard from it: its memory is still in the overlay
+  return synthesis.wholeMillis === undefined || (synthesis.rung !== "boot" && state === "stopped") ? "anew" : "as it is";
+}
+
+/** Nobody has heard from it, so nothing that it may have written counts. */
+function neverAnswered(record: InstanceRecord | undefined): boolean {
+  if (record === undefined) return true;
+  return record.synthesis !== undefined && record.synthesis.firstReplyMillis === undefined && !record.complete;
 }
 
 export async function removeInstance(services: Services, { id, owner }: { id: string; owner: string }, context: JobContext): Promise<void> {
@@ -48,6 +121,7 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
     const driver = await services.hypervisors.driver(record.spec.kind);
     const guest = await guestOf(services, record);
     context.status(`stopping ${id}`);
+    await services.hydrations.end(id);
     if ((await driver.observe(guest)) !== undefined) await driver.stop(guest, context);
     context.step("stopped");
     await driver.remove(guest, context);
@@ -57,6 +131,7 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
   await services.records.remove(id);
   await new MoveFiles(services.root).forget(id);
   context.step("forgotten");
+  await collectLayers(services);
   if (record !== undefined) await services.network.publish(await services.records.list());
 }
 
@@ -102,7 +177,7 @@ async function claim(
     const changed = existing !== undefined && JSON.stringify(existing.spec) !== JSON.stringify(spec);
     const record: InstanceRecord = {
       ownership: { epoch: (gone?.ownership.epoch ?? 0) + 1, role: "owner" },
-      network: allocateNetwork(spec.id, new Set(others.map((other) => other.network.address))),
+      network: allocateNetwork(spec.id, new Set([...others, ...(await services.builds.list())].map((other) => other.network.address))),
       ...existing,
       spec,
       complete: false,
@@ -131,12 +206,14 @@ async function checkBase(
   services: Services,
   { existing, spec, driver }: { existing: InstanceRecord; spec: InstanceSpec; driver: Driver },
 ): Promise<void> {
-  if (existing.builtFrom === undefined || existing.builtFrom === spec.base.digest) return;
+  const { builtFrom, builtOver } = existing;
+  if (builtFrom === undefined || (builtFrom === spec.base.digest && builtOver === spec.overlay?.digest)) return;
+  if (neverAnswered(existing)) return;
   if (spec.stateFiles.length > 0 || spec.volumes.length > 0 || existing.rebuilding === true) return;
   if ((await driver.observe(await guestOf(services, existing))) === undefined) return;
   throw new CloudletError(
     "REFUSED",
-    `the base of cloudlet ${spec.id} changes, and what it wrote to its disk would be lost: it has neither stateFiles nor volumes`,
+    `the ${builtFrom === spec.base.digest ? "overlay" : "base"} of cloudlet ${spec.id} changes, and what it wrote to its disk would be lost: it has neither stateFiles nor volumes`,
     { fix: "declare stateFiles or a volume, or replace the cloudlet" },
   );
 }
@@ -171,15 +248,18 @@ export async function checkPorts(
   }
 }
 
-async function makeGuest(services: Services, opened: Opened & { wasPending: boolean }, context: JobContext): Promise<InstanceRecord> {
-  const { record, driver, guest, wasPending } = opened;
-  const { id, base } = record.spec;
+async function makeGuest(services: Services, work: Work, context: JobContext): Promise<InstanceRecord> {
+  const { record, driver, guest, wasPending, prepared } = work;
+  const { id, base, overlay } = record.spec;
   const present = (await driver.observe(guest)) !== undefined;
-  const otherBase = present && record.builtFrom !== undefined && record.builtFrom !== base.digest;
-  if (otherBase || record.rebuilding === true) return rebuild(services, opened, context);
+  const other = present && record.builtFrom !== undefined && (record.builtFrom !== base.digest || record.builtOver !== overlay?.digest);
+  if ((other && !neverAnswered(record)) || record.rebuilding === true) return rebuild(services, work, context);
+  if (prepared !== undefined) return synthesise(services, work, { prepared, context });
   const making: InstanceRecord = { ...record, builtFrom: base.digest };
   // known before the guest is there: a crash must not leave one of unknown origin
   if (!present) await services.records.write(making);
+  // a guest that only begins to read what it stands on is let be
+  if (record.synthesis?.hydrating === true) return { ...record, restartPending: false };
   context.status(`${present ? "updating" : "making"} ${id}`);
   const { restartNeeded } = await driver.ensure(guest, context);
   const made: InstanceRecord = { ...making, restartPending: present && (restartNeeded || wasPending) };
@@ -187,39 +267,44 @@ async function makeGuest(services: Services, opened: Opened & { wasPending: bool
   return made;
 }
 
-/** Makes the guest anew from another base; what stateFiles name is kept aside meanwhile. */
-async function rebuild(services: Services, { record, driver, guest }: Opened, context: JobContext): Promise<InstanceRecord> {
-  const { id, base, stateFiles } = record.spec;
+/** Makes the guest anew from another base or overlay; what stateFiles name is kept aside meanwhile. */
+async function rebuild(services: Services, work: Work, context: JobContext): Promise<InstanceRecord> {
+  const { record, driver, guest, prepared } = work;
+  const { id, base } = record.spec;
   const aside = asidePath(services, id);
   if (record.rebuilding !== true) {
-    if (stateFiles.length > 0) {
-      context.status(`saving the state of ${id}`);
-      await mkdir(path.dirname(aside), { recursive: true, mode: 0o700 });
-      await pipeline(await driver.exportState(guest, context), createWriteStream(`${aside}.tmp`, { mode: 0o600 }), {
-        signal: context.signal,
-      });
-      await syncFile(`${aside}.tmp`);
-      await rename(`${aside}.tmp`, aside);
-      await syncDirectory(path.dirname(aside));
-    } else {
-      // what an earlier rebuild may have left is not this one's state
-      await rm(aside, { force: true });
-    }
+    if (record.synthesis?.hydrating === true) await services.hydrations.follow(id, context);
+    await saveAside(work, aside, context);
     await driver.stop(guest, context);
     await services.records.write({ ...record, rebuilding: true });
     context.step("saved");
   }
-  context.status(`making ${id} from its new base`);
+  context.status(`making ${id} from its new ${prepared === undefined ? "base" : "overlay"}`);
   await driver.remove(guest, context);
   context.step("removed");
-  await driver.ensure({ ...guest, ...(await imagesOf(services, record)) }, context);
+  const rebuilding: InstanceRecord = { ...record, rebuilding: true };
+  const { rebuilding: _, ...rest } =
+    prepared === undefined ? rebuilding : await synthesise(services, { ...work, record: rebuilding }, { prepared, context });
+  if (prepared === undefined) await driver.ensure({ ...guest, ...(await imagesOf(services, record)) }, context);
   if (await exists(aside)) await driver.importState(guest, createReadStream(aside), context);
-  const { rebuilding: _, ...rest } = record;
-  const made: InstanceRecord = { ...rest, builtFrom: base.digest, restartPending: false };
+  const { builtOver: _over, synthesis: _synthesis, provision: _provision, ...plain } = rest;
+  const made: InstanceRecord = { ...(prepared === undefined ? plain : rest), builtFrom: base.digest, restartPending: false };
   await services.records.write(made);
   await rm(aside, { force: true });
   context.step("rebuilt");
   return made;
+}
+
+async function saveAside({ record, driver, guest }: Opened, aside: string, context: JobContext): Promise<void> {
+  const { id, stateFiles } = record.spec;
+  // what an earlier rebuild may have left is not this one's state
+  if (stateFiles.length === 0) return rm(aside, { force: true });
+  context.status(`saving the state of ${id}`);
+  await mkdir(path.dirname(aside), { recursive: true, mode: 0o700 });
+  await pipeline(await driver.exportState(guest, context), createWriteStream(`${aside}.tmp`, { mode: 0o600 }), { signal: context.signal });
+  await syncFile(`${aside}.tmp`);
+  await rename(`${aside}.tmp`, aside);
+  await syncDirectory(path.dirname(aside));
 }
 
 function asidePath(services: Services, id: string): string {

@@ -1,5 +1,6 @@
 import { CloudletError } from "../core/errors.ts";
 import type { Driver, Guest, GuestState } from "../hypervisors/types.ts";
+import { layerFiles } from "../synthesis/layerFiles.ts";
 import type { JobContext } from "./jobs.ts";
 import type { ExecRequest, InstanceExecResult, InstanceStatus } from "./protocol.ts";
 import { guestName } from "./protocol.ts";
@@ -42,10 +43,15 @@ export async function guestOf(
   };
 }
 
-/** The verified base and build of a cloudlet. */
-export async function imagesOf(services: Services, { spec }: InstanceRecord): Promise<{ basePath: string; buildPath: string | undefined }> {
+/** What a cloudlet's own disk stands on, its base or its overlay's disk over it, and its build; verified. */
+export async function imagesOf(
+  services: Services,
+  { spec }: Pick<InstanceRecord, "spec">,
+): Promise<{ basePath: string; buildPath: string | undefined }> {
+  const base = await services.store.path(spec.base.digest);
+  const layered = spec.overlay !== undefined && spec.kind === "kvm";
   return {
-    basePath: await services.store.path(spec.base.digest),
+    basePath: layered ? layerFiles(services.layers.directoryOf(spec.overlay?.digest ?? "")).disk : base,
     buildPath: spec.build === undefined ? undefined : await services.store.path(spec.build.digest),
   };
 }
@@ -93,7 +99,18 @@ export async function instanceStatus(services: Services, id: string): Promise<In
     console,
     ...(record.leaving === true && { leaving: true }),
     ...(record.lastMove === undefined ? {} : { lastMove: record.lastMove }),
+    ...(record.provision === undefined ? {} : { provision: record.provision }),
+    ...(await hydrationOf(services, record)),
   };
+}
+
+/** Of one whose overlay is still coming. */
+async function hydrationOf(services: Services, { synthesis }: InstanceRecord): Promise<Pick<InstanceStatus, "hydration">> {
+  if (synthesis?.hydrating !== true) return {};
+  const found = await services.layers.hydration(synthesis.overlay);
+  if (found === undefined) return { hydration: { present: 0, total: 0, state: "waiting", reason: "nothing brings it at the moment" } };
+  const { present, total, state, reason } = found;
+  return { hydration: { present, total, state: state === "coming" || state === "complete" ? "coming" : "waiting", reason } };
 }
 
 export async function instanceStatuses(services: Services): Promise<InstanceStatus[]> {
@@ -149,6 +166,9 @@ export async function bringTo(
   }
   if (want.state === "stopped" || (want.state === "suspended" && state === "suspended")) return;
   if (state !== "running") {
+    // what has not arrived would read as zeros
+    if (record.synthesis?.hydrating === true)
+      throw new CloudletError("BUSY", `the overlay of cloudlet ${id} is still coming, so it cannot be started from its disk yet`);
     context.status(`${state === "suspended" ? "resuming" : "starting"} ${id}`);
     await driver.start(guest, context);
     context.step("started");
@@ -165,7 +185,7 @@ export async function bringTo(
   }
 }
 
-async function isReady(opened: Opened): Promise<boolean> {
+export async function isReady(opened: Opened): Promise<boolean> {
   const { ready } = opened.record.spec;
   if (ready === undefined) return true;
   return (await notReady(readyTarget(opened, ready), AbortSignal.timeout(10_000)).catch(() => "no answer")) === undefined;

@@ -14,6 +14,13 @@ export interface JobContext {
   status(text: string): void;
 }
 
+const cancelled = "asked for";
+
+/** Whether somebody has asked for a job's end, and not the end of the agent has brought it. */
+export function wasCancelled(signal: AbortSignal): boolean {
+  return signal.aborted && signal.reason instanceof CloudletError && signal.reason.cause === cancelled;
+}
+
 export interface JobWork {
   verb: string;
   /** What the job touches: jobs that share a key run one after the other. */
@@ -99,7 +106,7 @@ export class Jobs {
 
   /** Asks a job to end; one that has ended already, or never was, is fine. */
   cancel(id: string): void {
-    this.#jobs.get(id)?.abort.abort(new CloudletError("ABORTED", `job ${id} was cancelled`));
+    this.#jobs.get(id)?.abort.abort(new CloudletError("ABORTED", `job ${id} was cancelled`, { cause: cancelled }));
   }
 
   /** Ends all jobs, as the agent itself ends. */
@@ -139,8 +146,8 @@ export class Jobs {
       const result = await this.#options.lock.run(work.keys, () => work.perform(context), job.abort.signal);
       record({ type: "done", result });
     } catch (error) {
-      const cancelled = job.abort.signal.aborted && codeOf(error) === "ABORTED";
-      record({ type: "failed", error: toJobError(cancelled ? job.abort.signal.reason : error) });
+      const ended = job.abort.signal.aborted && codeOf(error) === "ABORTED";
+      record({ type: "failed", error: toJobError(ended ? job.abort.signal.reason : error) });
     }
   }
 

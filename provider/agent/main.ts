@@ -13,6 +13,8 @@ import { serve } from "./serve.ts";
 import { createServices } from "./services.ts";
 import type { Services } from "./services.ts";
 import { takeSingleInstance } from "./singleInstance.ts";
+import { Hydrations } from "./synthesis/hydrations.ts";
+import { works } from "./synthesis/realWorks.ts";
 import { remaining, teardown } from "./teardown.ts";
 
 const help = `cloudlet agent: runs on an edge gateway and looks after its cloudlets
@@ -80,7 +82,14 @@ async function tearDown(): Promise<void> {
 }
 
 function services(): Promise<Services> {
-  return createServices({ root, run, createDriver: (spec) => createDriver(spec, { root, log }), usedPorts });
+  return createServices({
+    root,
+    run,
+    works,
+    createDriver: (spec) => createDriver(spec, { root, log }),
+    createHydrations: (all) => new Hydrations(all),
+    usedPorts,
+  });
 }
 
 async function usedPorts(protocol: "tcp" | "udp"): Promise<ReadonlySet<number>> {

@@ -15,7 +15,9 @@ export const synthesisSchema = z.object({
   bytesAvoided: z.int(),
   /** It has answered, so what it has written since counts. */
   firstReplyMillis: z.int().optional(),
-  /** Its overlay is still coming. */
+  /** Until nothing was missing on the node any more. */
+  wholeMillis: z.int().optional(),
+  /** Its overlay is still coming; until it is whole, only a guest that reads from the hydrator may run. */
   hydrating: z.boolean(),
 });
 export type SynthesisRecord = z.infer<typeof synthesisSchema>;
@@ -30,6 +32,8 @@ export const recordSchema = z.object({
   restartPending: z.boolean(),
   /** Digest of the base that the guest was made from; absent until it was made. */
   builtFrom: digestSchema.optional(),
+  /** Digest of the overlay between the guest and that base, if any. */
+  builtOver: digestSchema.optional(),
   /** The guest is being made anew from another base; its state is aside. It must not start before that has ended. */
   rebuilding: z.boolean().optional(),
   /** Given away, and the copy here is kept until the other node has answered. */
@@ -49,6 +53,7 @@ export function isHere({ ownership, leaving }: InstanceRecord): boolean {
 /** What this node knows about cloudlets: one directory each, named for the guest; the record is the truth, the rest belongs to the driver. */
 export class Records {
   readonly #directory: string;
+  readonly #turns = new Map<string, Promise<void>>();
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -63,6 +68,34 @@ export class Records {
   }
 
   async write(record: InstanceRecord): Promise<void> {
+    await this.#inTurn(record.spec.id, () => this.#write(record));
+  }
+
+  /** Changes what is written down now; nothing happens where nothing is. Returns the record as it is then. */
+  async update(id: string, change: (record: InstanceRecord) => InstanceRecord): Promise<InstanceRecord | undefined> {
+    return this.#inTurn(id, async () => {
+      const record = await this.read(id);
+      if (record === undefined) return undefined;
+      const changed = change(record);
+      await this.#write(changed);
+      return changed;
+    });
+  }
+
+  async #inTurn<T>(id: string, work: () => Promise<T>): Promise<T> {
+    const mine = (this.#turns.get(id) ?? Promise.resolve()).then(work);
+    const settled = mine.then(
+      () => undefined,
+      () => undefined,
+    );
+    this.#turns.set(id, settled);
+    void settled.then(() => {
+      if (this.#turns.get(id) === settled) this.#turns.delete(id);
+    });
+    return mine;
+  }
+
+  async #write(record: InstanceRecord): Promise<void> {
     const directory = this.directoryOf(record.spec.id);
     // hypervisor processes of another user pass through, records stay unreadable to them
     if ((await mkdir(directory, { recursive: true, mode: 0o755 })) !== undefined) await syncDirectory(this.#directory);

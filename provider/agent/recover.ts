@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { describeError } from "../core/errors.ts";
+import { endBuilds } from "./synthesis/buildGuest.ts";
 import { guestOf, imagesOf } from "./instances.ts";
 import type { Progress } from "../hypervisors/types.ts";
 import type { InstanceRecord } from "./records.ts";
@@ -7,12 +8,15 @@ import type { Services } from "./services.ts";
 
 /** After the agent or the node has started: makes the network again and starts what should run and does not. One that fails leaves the others alone. */
 export async function recover(services: Services, progress: Progress): Promise<void> {
+  await endBuilds(services, progress);
   const records = await services.records.list();
   if (records.length > 0 || (await services.hypervisors.current()) !== undefined) {
     await services.network.publish(records).catch((error: unknown) => {
       progress.status(`the guests' network cannot be made: ${describeError(error)}`);
     });
   }
+  for (const { spec } of records.filter(({ synthesis, ownership }) => synthesis?.hydrating === true && ownership.role === "owner"))
+    services.hydrations.watch(spec.id);
   let waiting = records.filter(shouldRun).map(({ spec }) => spec.id);
   for (const pause of pauses) {
     waiting = await startEach(services, waiting, progress);
@@ -42,6 +46,7 @@ async function startAgain(services: Services, id: string, progress: Progress): P
   // read again: an operation may have changed it while this one waited for its turn
   const record = await services.records.read(id);
   if (record === undefined || !shouldRun(record)) return;
+  if (record.synthesis?.hydrating === true) return services.hydrations.watch(id);
   const driver = await services.hypervisors.driver(record.spec.kind);
   const guest = await guestOf(services, record);
   if ((await driver.observe(guest)) !== "stopped") return;

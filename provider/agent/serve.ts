@@ -11,7 +11,7 @@ import { dataPort, protocolVersion } from "./protocol.ts";
 import { recover } from "./recover.ts";
 import { createAgentServer } from "./server.ts";
 import type { Services } from "./services.ts";
-import { referencedDigests } from "./synthesis/references.ts";
+import { collectLayers, referencedDigests } from "./synthesis/references.ts";
 import { verbTable } from "./verbs.ts";
 
 export interface ServeOptions {
@@ -52,6 +52,7 @@ export async function serve(services: Services, { root, socket, digest, log, onS
   });
   clearInterval(collecting);
   moves.close();
+  services.hydrations.close();
   server.close();
   await jobs.close(closeMillis);
   server.closeAllConnections();
@@ -73,6 +74,7 @@ async function listen(server: Server, socket: string): Promise<void> {
 
 async function collect(services: Services, log: (line: string) => void): Promise<void> {
   try {
+    await collectLayers(services);
     const removed = await services.store.collect(await referencedDigests(services), collectMillis);
     if (removed.length > 0) log(`removed ${String(removed.length)} unused images`);
   } catch (error) {

@@ -12,6 +12,7 @@ import { digestSchema, execRequestSchema, idSchema, jobRequestSchema } from "./p
 import type { AgentInfo, Facts, JobEvent } from "./protocol.ts";
 import type { Services } from "./services.ts";
 import { imageStatus } from "./synthesis/images.ts";
+import { keptOverlayStatus } from "./synthesis/overlays.ts";
 import { blobsOf } from "./synthesis/references.ts";
 import { workOf } from "./verbs.ts";
 import type { VerbTable } from "./verbs.ts";
@@ -66,7 +67,7 @@ const routes: Record<string, Handler> = {
   "GET /v1/overlays": ({ services }) => services.overlays.list(),
   "GET /v1/overlays/NAME": async ({ services }, call) => {
     const { name, owner } = keptOf(call);
-    return (await services.overlays.read(name, owner)) ?? missing(`overlay ${name} is not kept on this node`);
+    return (await keptOverlayStatus(services, name, owner)) ?? missing(`overlay ${name} is not kept on this node`);
   },
   "PUT /v1/blobs/DIGEST": async ({ services }, call) => {
     await services.store.put(digestOf(call), () => call.request, Number(call.request.headers["content-length"] ?? 0));

@@ -1,4 +1,5 @@
 import { mkdir } from "node:fs/promises";
+import { cpus } from "node:os";
 import path from "node:path";
 import type { Driver } from "../hypervisors/types.ts";
 import { Hypervisors } from "./hypervisors.ts";
@@ -7,8 +8,12 @@ import { Network } from "./network.ts";
 import type { HypervisorSpec } from "./protocol.ts";
 import { Records } from "./records.ts";
 import { Store } from "./store.ts";
+import type { Hydrating } from "./synthesis/hydrating.ts";
 import { Kept, keptImageSchema, keptOverlaySchema } from "./synthesis/kept.ts";
+import { Layers } from "./synthesis/layers.ts";
 import { Offers } from "./synthesis/offers.ts";
+import { StartQueue } from "./synthesis/startQueue.ts";
+import type { Works } from "./synthesis/works.ts";
 import { Volumes } from "./volumes.ts";
 import type { Run } from "./process.ts";
 import type { InstanceRecord } from "./records.ts";
@@ -24,6 +29,12 @@ export interface Services {
   volumes: Volumes;
   offers: Offers;
   run: Run;
+  layers: Layers;
+  works: Works;
+  hydrations: Hydrating;
+  starts: StartQueue;
+  /** Guests that are there only while an overlay is built; none of them outlives the agent that began it. */
+  builds: Records;
   images: Kept<typeof keptImageSchema>;
   overlays: Kept<typeof keptOverlaySchema>;
   /** Host ports on which programs of the node itself listen. */
@@ -33,31 +44,49 @@ export interface Services {
 export interface ServicesOptions {
   root: string;
   run: Run;
+  works: Works;
   createDriver(spec: HypervisorSpec): Promise<Driver>;
+  createHydrations(services: () => Services): Hydrating;
   usedPorts(protocol: "tcp" | "udp"): Promise<ReadonlySet<number>>;
 }
 
-export async function createServices({ root, run, createDriver, usedPorts }: ServicesOptions): Promise<Services> {
+export async function createServices({ root, run, works, createDriver, createHydrations, usedPorts }: ServicesOptions): Promise<Services> {
   // hypervisor processes run as another user and must get through; what is secret has a mode of its own
   await mkdir(root, { recursive: true, mode: 0o711 });
-  for (const name of ["store", "instances", "volumes"]) await mkdir(path.join(root, name), { recursive: true, mode: 0o755 });
+  for (const name of ["store", "instances", "volumes", "layers", "builds"])
+    await mkdir(path.join(root, name), { recursive: true, mode: 0o755 });
   const records = new Records(path.join(root, "instances"));
   const store = new Store(path.join(root, "store"));
   await store.clean();
   const hypervisors = new Hypervisors({ root, records, createDriver });
-  const volumes = new Volumes({ directory: path.join(root, "volumes"), records, hypervisors });
-  return {
+  const lock = new KeyedLock();
+  const builds = new Records(path.join(root, "builds"));
+  const services: Services = {
     root,
-    lock: new KeyedLock(),
+    lock,
     store,
     records,
-    network: new Network(path.join(root, "network"), run),
+    network: withBuilds(new Network(path.join(root, "network"), run), builds),
     hypervisors,
-    volumes,
+    volumes: new Volumes({ directory: path.join(root, "volumes"), records, hypervisors }),
     run,
+    works,
+    layers: new Layers({ root, store, lock, works }),
+    hydrations: createHydrations(() => services),
+    starts: new StartQueue(cpus().length),
+    builds,
     offers: new Offers(path.join(root, "agent", "offers.json")),
     images: new Kept(path.join(root, "kept", "images"), keptImageSchema),
     overlays: new Kept(path.join(root, "kept", "overlays"), keptOverlaySchema),
     usedPorts,
+  };
+  return services;
+}
+
+/** Guests of builds have an address too, whoever publishes meanwhile. */
+function withBuilds(network: Network, builds: Records): Services["network"] {
+  return {
+    publish: async (records) => network.publish([...records, ...(await builds.list())]),
+    teardown: () => network.teardown(),
   };
 }

@@ -43,6 +43,12 @@ export class Store {
     return arrival;
   }
 
+  /** Takes over a file that was put together beside the store. */
+  async adopt(digest: string, path: string): Promise<void> {
+    await this.put(digest, () => createReadStream(path));
+    await rm(path, { force: true });
+  }
+
   /** Path of the data, verified: the whole content once, and again whenever the file has changed. */
   async path(digest: string): Promise<string> {
     const file = this.#file(digest);

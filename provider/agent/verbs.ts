@@ -5,8 +5,10 @@ import type { JobContext, JobWork } from "./jobs.ts";
 import { verbs } from "./protocol.ts";
 import type { InstanceStatus, Verb, VerbArgs, VerbResult } from "./protocol.ts";
 import type { Services } from "./services.ts";
+import { buildOverlay } from "./synthesis/build.ts";
 import { fetchBlobs } from "./synthesis/fetch.ts";
 import { keepImage, releaseImage } from "./synthesis/images.ts";
+import { keepOverlay, releaseOverlay, verifyOverlay } from "./synthesis/overlays.ts";
 
 export interface VerbHandler<V extends Verb> {
   /** What it touches: verbs that share a key run one after the other. */
@@ -45,6 +47,7 @@ export const verbTable: VerbTable = {
   "instance.restart": {
     keys: instanceKey,
     async perform(services, { id }, context) {
+      await services.hydrations.follow(id, context);
       const opened = await openOwned(services, id);
       if (opened.record.spec.state !== "running")
         throw new CloudletError("REFUSED", `cloudlet ${id} is declared ${opened.record.spec.state}, so it is not restarted`, {
@@ -67,6 +70,7 @@ export const verbTable: VerbTable = {
   "instance.restore": {
     keys: instanceKey,
     async perform(services, { id, snapshot }, context) {
+      await services.hydrations.follow(id, context);
       const opened = await openOwned(services, id);
       context.status(`restoring ${id} to snapshot ${snapshot}`);
       await opened.driver.restore(opened.guest, snapshot, context);
@@ -94,6 +98,16 @@ export const verbTable: VerbTable = {
       return result;
     },
   },
+  "overlay.build": { keys: keptKey, perform: buildOverlay },
+  "overlay.keep": { keys: keptKey, perform: keepOverlay },
+  "overlay.release": {
+    keys: keptKey,
+    async perform(services, args, context) {
+      await releaseOverlay(services, args, context);
+      return {};
+    },
+  },
+  "overlay.verify": { keys: () => [], perform: verifyOverlay },
   "image.keep": { keys: keptKey, perform: keepImage },
   "image.release": {
     keys: keptKey,

@@ -8,11 +8,14 @@ import type { InstanceSpec } from "../../provider/agent/protocol.ts";
 import { createServices } from "../../provider/agent/services.ts";
 import type { Services } from "../../provider/agent/services.ts";
 import type { InstanceRecord } from "../../provider/agent/records.ts";
+import { Hydrations } from "../../provider/agent/synthesis/hydrations.ts";
 import { FakeDriver } from "../fakes/driver.ts";
+import { FakeWorks } from "../fakes/works.ts";
 
 export interface TestAgent {
   root: string;
   driver: FakeDriver;
+  works: FakeWorks;
   services: Services;
   /** What was published last. */
   published: () => readonly InstanceRecord[];
@@ -22,13 +25,18 @@ export interface TestAgent {
 }
 
 /** The agent's services over a fake hypervisor in a directory of its own. The same driver may be given again: guests outlive an agent. */
-export async function testAgent(options: { root?: string; driver?: FakeDriver; usedPorts?: number[] } = {}): Promise<TestAgent> {
+export async function testAgent(
+  options: { root?: string; driver?: FakeDriver; works?: FakeWorks; usedPorts?: number[] } = {},
+): Promise<TestAgent> {
   const root = options.root ?? mkdtempSync(join(tmpdir(), "cloudlet-agent-test-"));
   const driver = options.driver ?? new FakeDriver();
+  const works = options.works ?? new FakeWorks();
   let published: readonly InstanceRecord[] = [];
   const services = await createServices({
     root,
     run: () => Promise.reject(new Error("no program is run in these tests")),
+    works,
+    createHydrations: (all) => new Hydrations(all),
     createDriver: () => Promise.resolve(driver),
     usedPorts: () => Promise.resolve(new Set(options.usedPorts ?? [])),
   });
@@ -41,6 +49,7 @@ export async function testAgent(options: { root?: string; driver?: FakeDriver; u
   return {
     root,
     driver,
+    works,
     services,
     published: () => published,
     async store(text) {
@@ -48,7 +57,10 @@ export async function testAgent(options: { root?: string; driver?: FakeDriver; u
       await services.store.put(digest, () => Readable.from([Buffer.from(text)]));
       return digest;
     },
-    remove: () => rmSync(root, { recursive: true, force: true }),
+    remove() {
+      services.hydrations.close();
+      rmSync(root, { recursive: true, force: true });
+    },
   };
 }
 

@@ -42,17 +42,17 @@ export class FakeDriver implements Driver {
 
   ensure(guest: Guest): Promise<{ restartNeeded: boolean }> {
     return this.#answer("ensure", () => {
-      const settings = JSON.stringify([guest.spec.resources, guest.spec.files, guest.spec.environment, guest.volumes]);
+      const settings = this.settingsOf(guest);
       const existing = this.guests.get(guest.name);
       if (existing === undefined) this.guests.set(guest.name, { state: "stopped", basePath: guest.basePath, settings, contents: "new" });
       else existing.settings = settings;
-      return { restartNeeded: existing?.state === "running" && settings !== this.#launched.get(guest.name) };
+      return { restartNeeded: existing?.state === "running" && settings !== this.launched.get(guest.name) };
     });
   }
 
   start(guest: Guest): Promise<void> {
     return this.#answer("start", () => {
-      this.#launched.set(guest.name, this.#mustHave(guest).settings);
+      this.launched.set(guest.name, this.#mustHave(guest).settings);
       this.#mustHave(guest).state = "running";
     });
   }
@@ -122,7 +122,11 @@ export class FakeDriver implements Driver {
     return this.#answer("uninstall", () => undefined);
   }
 
-  readonly #launched = new Map<string, string>();
+  protected readonly launched = new Map<string, string>();
+
+  protected settingsOf({ spec, volumes }: Guest): string {
+    return JSON.stringify([spec.resources, spec.files, spec.environment, volumes]);
+  }
 
   #mustHave(guest: Guest): FakeGuest {
     const found = this.guests.get(guest.name);
@@ -130,13 +134,18 @@ export class FakeDriver implements Driver {
     return found;
   }
 
-  async #answer<T>(name: string, work: () => T, quiet = false): Promise<T> {
+  /** Rejects where the named method should fail now. */
+  protected async refuse(name: string): Promise<void> {
     await Promise.resolve();
     if (this.silent) throw new CloudletError("UNREACHABLE", "the hypervisor is silent");
     if (this.failNext === name) {
       this.failNext = undefined;
       throw new CloudletError("FAILED", `${name} failed`);
     }
+  }
+
+  async #answer<T>(name: string, work: () => T, quiet = false): Promise<T> {
+    await this.refuse(name);
     if (!quiet) this.calls.push(name);
     return work();
   }

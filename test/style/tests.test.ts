@@ -22,7 +22,10 @@ const suites: { files: RegExp; suite: string }[] = [
 
 /** Run only in a process of its own, which a test cannot import; and who runs that. */
 const built: { files: RegExp; by: string }[] = [
-  { files: /^provider\/agent\/(main|serve|drivers|singleInstance|teardown|moves\/verbs)\.ts$/, by: "test/agent/commission.lab.test.ts" },
+  {
+    files: /^provider\/agent\/(main|serve|drivers|singleInstance|teardown|moves\/verbs|synthesis\/realWorks)\.ts$/,
+    by: "test/agent/commission.lab.test.ts",
+  },
   { files: /^provider\/(runtime|functions\/\w+)\.ts$/, by: "test/doors/dynamic/lifecycle.lab.test.ts" },
   { files: /^provider\/cli\/main\.ts$/, by: "test/cli/overlay.lab.test.ts" },
   { files: /^provider\/synthesis\/hydrate\//, by: "test/synthesis/hydrate/program.ts" },

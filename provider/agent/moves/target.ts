@@ -259,7 +259,10 @@ export class MoveTarget implements Receiver {
     await lock.run("hypervisor", async () => {
       const others = (await records.list()).filter((record) => record.spec.id !== spec.id);
       await checkPorts(this.#services, { spec, others, existing });
-      const network = allocateNetwork(spec.id, new Set(others.map((other) => other.network.address)));
+      const network = allocateNetwork(
+        spec.id,
+        new Set([...others, ...(await this.#services.builds.list())].map((other) => other.network.address)),
+      );
       await records.write({ network, spec, ownership, complete: false, restartPending: false });
     });
   }

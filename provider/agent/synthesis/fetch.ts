@@ -35,7 +35,8 @@ export async function fetchBlobs(services: Pick<Services, "store">, args: Wanted
   return { ...total, from: [...total.from] };
 }
 
-async function fetchThese(
+/** The same for exactly these. */
+export async function fetchThese(
   { store }: Pick<Services, "store">,
   { digests, offers }: Wanted,
   progress: Progress,

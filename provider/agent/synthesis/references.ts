@@ -2,16 +2,17 @@ import { open } from "node:fs/promises";
 import { manifestSchema } from "../../synthesis/manifest.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import { readJson } from "../durable.ts";
+import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 
-type Parts = Pick<Services, "store" | "records" | "images" | "overlays" | "offers">;
+type Parts = Pick<Services, "store" | "records" | "builds" | "images" | "overlays" | "offers">;
 
 /** Digests that something on this node needs: cloudlets, what is kept, what is offered to others. */
 export async function referencedDigests(services: Parts): Promise<Set<string>> {
   const references = new Set<string>();
-  for (const { spec, builtFrom, synthesis } of await services.records.list()) {
+  for (const { spec, builtFrom, builtOver, synthesis } of await guestsOf(services)) {
     for (const digest of [spec.base.digest, spec.build?.digest, builtFrom]) if (digest !== undefined) references.add(digest);
-    for (const digest of [spec.overlay?.digest, synthesis?.overlay])
+    for (const digest of [spec.overlay?.digest, builtOver, synthesis?.overlay])
       if (digest !== undefined) await addOverlay(services, digest, references);
   }
   for (const { digest } of await services.images.list()) references.add(digest);
@@ -28,12 +29,16 @@ export async function referencedLayers(services: Parts): Promise<Set<string>> {
     layers.add(digest);
     await add((await manifestOf(services, digest))?.parent);
   };
-  for (const { spec, synthesis } of await services.records.list()) {
-    await add(spec.overlay?.digest);
-    await add(synthesis?.overlay);
-  }
+  for (const { spec, builtOver, synthesis } of await guestsOf(services))
+    for (const digest of [spec.overlay?.digest, builtOver, synthesis?.overlay]) await add(digest);
   for (const { digest } of await services.overlays.list()) await add(digest);
   return layers;
+}
+
+/** Removes the layers that nothing stands on. */
+export async function collectLayers(services: Parts & Pick<Services, "layers" | "lock">): Promise<void> {
+  // no cloudlet is claimed between looking and removing
+  await services.lock.run("hypervisor", async () => services.layers.collect(await referencedLayers(services)));
 }
 
 /** Everything that an overlay consists of and stands on, as far as its manifests are here. */
@@ -60,6 +65,10 @@ export async function manifestOf({ store }: Pick<Services, "store">, digest: str
   const file = await store.path(digest);
   // most of what is asked about is an image, and large
   return (await beginsWithBrace(file)) ? readJson(file, manifestSchema).catch(() => undefined) : undefined;
+}
+
+async function guestsOf({ records, builds }: Parts): Promise<InstanceRecord[]> {
+  return [...(await records.list()), ...(await builds.list())];
 }
 
 async function beginsWithBrace(file: string): Promise<boolean> {
