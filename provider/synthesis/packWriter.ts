@@ -5,7 +5,7 @@ import path from "node:path";
 import { type BlockSource, readBlocks } from "./blockReader.ts";
 import { type Chunk, type Manifest, blockBytes } from "./manifest.ts";
 import type { Progress, SealInput } from "./sealTypes.ts";
-import { compressFiles } from "./zstd.ts";
+import { Compression, type Effort } from "./compression.ts";
 
 /** What goes into a pack, in this order: the files, the blocks that are touched first, all others. */
 export interface PackContent {
@@ -13,6 +13,7 @@ export interface PackContent {
   blocks: BlockSource;
   order: Uint32Array;
   touchedBlocks: number;
+  effort: Effort;
 }
 
 export type WrittenPack = Pick<Manifest, "pack" | "files">;
@@ -20,25 +21,26 @@ export type WrittenPack = Pick<Manifest, "pack" | "files">;
 const fileChunkBytes = 4 * 1024 * 1024;
 // small ones: a guest waits for them one after the other
 const touchedChunkBlocks = 128;
-const chunkBlocks = 256;
+const chunkBlocks = 512;
 const batchBytes = 8 * 1024 * 1024;
 const processes = 2;
 
 /** Where a chunk's bytes come from: a piece of a file, or the blocks from `from` to `to` of the order. */
 type Part = { bytes: number } & ({ file: number; offset: number } | { from: number; to: number });
 
-/** Writes the pack to `target.file`; at most two batches of chunks are in memory at a time. */
-export async function writePack(content: PackContent, target: { file: string; level: string }, progress: Progress): Promise<WrittenPack> {
+/** Writes the pack to `target`; at most two batches of chunks are in memory at a time. */
+export async function writePack(content: PackContent, target: string, progress: Progress): Promise<WrittenPack> {
   const files = await Promise.all(content.files.map(async ({ name, path: file }) => ({ name, path: file, ...(await digestFile(file)) })));
   const parts = partsOf(content, files);
-  const directory = await mkdtemp(path.join(path.dirname(target.file), "chunks-"));
-  const writer = new ChunkWriter(await open(target.file, "wx", 0o600));
+  const directory = await mkdtemp(path.join(path.dirname(target), "chunks-"));
+  const compression = new Compression(content.effort, progress.signal);
+  const writer = new ChunkWriter(await open(target, "wx", 0o600));
   try {
     const compress = async (batch: Part[], number: number): Promise<Buffer[]> => {
       progress.signal.throwIfAborted();
       const names = batch.map((_, position) => path.join(directory, `${String(number)}-${String(position)}`));
       for (const [position, part] of batch.entries()) await writeFile(names[position] ?? "", await readPart(part, content));
-      const frames = await compressFiles(names, target.level, progress.signal);
+      const frames = await compression.compress(names.map((file, position) => ({ file, bytes: batch[position]?.bytes ?? 0 })));
       await Promise.all(names.map((name) => rm(name)));
       return frames;
     };

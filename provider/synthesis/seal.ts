@@ -14,15 +14,12 @@ import { scanImage } from "./scan.ts";
 import type { Progress, Sealed, SealInput, Touch } from "./sealTypes.ts";
 import { compressFiles } from "./zstd.ts";
 
-// decision 0010 has the figures behind it
-const packLevel = "-3";
 // every start waits for the index
 const indexLevel = "-19";
 
 /** Finds what differs from below, leaves out what is there twice, and writes manifest, index and pack into `input.directory`. */
 export async function seal(input: SealInput, progress: Progress): Promise<Sealed> {
   checkInput(input);
-  await mkdir(input.directory, { recursive: true, mode: 0o700 });
   const table = new BlockTable();
   const found: Pick<Writing, "images" | "about"> = { images: {}, about: aboutOf(input) };
   const handles: FileHandle[] = [];
@@ -37,7 +34,9 @@ export async function seal(input: SealInput, progress: Progress): Promise<Sealed
       found.about[name] = { virtualBytes: image.virtualBytes, digest, blocks: index.blocks.length };
     }
     const { files, directory, touched = [] } = input;
-    const writing = { ...found, files, blocks: { handles, ...table.places }, count: table.count, touched };
+    // what is resumed for a trial first is packed once more afterwards
+    const effort = input.memory !== undefined && input.touched === undefined ? "quick" : "small";
+    const writing: Writing = { ...found, files, blocks: { handles, ...table.places }, count: table.count, touched, effort };
     return await writeOverlay(writing, directory, progress);
   } finally {
     await Promise.all(handles.map((handle) => handle.close()));
@@ -45,7 +44,7 @@ export async function seal(input: SealInput, progress: Progress): Promise<Sealed
 }
 
 /** What an overlay is written from: its blocks, where they can be read, and what its manifest says about them. */
-export interface Writing extends Pick<PackContent, "files" | "blocks"> {
+export interface Writing extends Pick<PackContent, "files" | "blocks" | "effort"> {
   about: Omit<Manifest, "format" | "index" | "pack" | "files">;
   images: Partial<Record<ImageName, ImageIndex>>;
   /** How many blocks there are. */
@@ -56,11 +55,12 @@ export interface Writing extends Pick<PackContent, "files" | "blocks"> {
 /** Writes manifest, index and pack into the directory; when that fails, none of them is there. */
 export async function writeOverlay(writing: Writing, directory: string, progress: Progress): Promise<Sealed> {
   const paths = { manifest: path.join(directory, "manifest"), index: path.join(directory, "index"), pack: path.join(directory, "pack") };
+  await mkdir(directory, { recursive: true, mode: 0o700 });
   try {
     const { order, touchedBlocks } = orderBlocks(writing.images, writing.count, writing.touched);
     progress.status(`compressing ${String(Math.ceil((order.length * blockBytes) / 1024 ** 2))} MiB`);
-    const { files, blocks } = writing;
-    const written = await writePack({ files, blocks, order, touchedBlocks }, { file: paths.pack, level: packLevel }, progress);
+    const { files, blocks, effort } = writing;
+    const written = await writePack({ files, blocks, order, touchedBlocks, effort }, paths.pack, progress);
     const images = renumber(writing.images, order);
     const index = await writeIndex(paths.index, images, progress.signal);
     const text = JSON.stringify({ format: "cloudlet-overlay/1", ...writing.about, index, ...written });

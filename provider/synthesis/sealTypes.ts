@@ -24,7 +24,7 @@ export interface SealInput extends Pick<Manifest, "kind" | "base" | "parent" | "
   disk?: SealImage | undefined;
   memory?: SealImage | undefined;
   files: { name: FileName; path: string }[];
-  /** First touch first. */
+  /** First touch first. Absent = not known yet: memory is then packed quickly, for a trial, and by `reorder` once it is known. */
   touched?: Touch[] | undefined;
 }
 

@@ -92,7 +92,7 @@ describe("an overlay that was damaged", () => {
     const options = layerOptions(world, sealed, path.join(directory, "arriving"));
     const layer = await ArrivingLayer.open(options);
     const good = await chunkBytes(sealed, 3);
-    for (const bad of [good.subarray(1), Buffer.alloc(0), await chunkBytes(sealed, 4), Buffer.concat([good, good])]) {
+    for (const bad of [good.subarray(1), Buffer.alloc(0), await chunkBytes(sealed, 2), Buffer.concat([good, good])]) {
       await expect(layer.accept(3, bad)).rejects.toMatchObject({
         code: "INTEGRITY",
         message: expect.stringContaining("chunk 3") as string,
@@ -126,9 +126,9 @@ describe("a manifest that lies", () => {
     "has a chunk that decompresses to less": {
       lie: (manifest) => {
         first(manifest, 3).rawBytes += 4096;
-        first(manifest, 4).rawBytes -= 4096;
+        first(manifest, 2).rawBytes -= 4096;
       },
-      words: /pack, chunk [34]/,
+      words: /pack, chunk [23]/,
     },
     "has a smaller disk": {
       lie: (manifest) => manifest.disk && (manifest.disk.virtualBytes = 6 * mib) && manifest,
