@@ -44,6 +44,23 @@ describe.skipIf(!built)("a preview without any node", () => {
     expect(outcome.text).toMatch(/nodeAddress\s*: "gw1\.invalid"/);
   });
 
+  it("shows an image, an overlay over it and a cloudlet of both by their names, and no secret", { timeout: 60_000 }, async () => {
+    const outcome = await stack.preview(() => {
+      const [here, there] = [gateway("gw1"), gateway("gw2")];
+      const ready = { tcp: 8080 };
+      const image = new sdk.BaseImage("debian", { file: base, nodes: [here, there], memory: { sizeMib: 128, ready, builder: there } });
+      const overlay = new sdk.Overlay("recogniser", { base: image, builder: here, script: "/opt/start", ready });
+      const cluster = new sdk.EdgeCluster("faces", { application: "face-recognition" });
+      const cloudlet = new sdk.Cloudlet("server", { cluster, hypervisor: there, base: image, overlay });
+      return Promise.resolve({ rung: cloudlet.provision.apply((provision) => provision?.rung) });
+    });
+    expect(outcome, outcome.text).toMatchObject({ ok: true, counts: { create: 9 } });
+    expect(outcome.text).not.toContain("hunter2");
+    expect(outcome.text).toMatch(/nodes\s*: \[\s*\[0\]: "gw1\/kvm"\s*\[1\]: "gw2\/kvm"/);
+    expect(outcome.text).toMatch(/builder\s*: "gw1\/kvm"/);
+    expect(outcome.text).toMatch(/image\s*: "debian"/);
+  });
+
   // the engine stops at the first refusal, so each needs a program of its own
   const refusals: [string, string, (place: Place) => unknown][] = [
     [
@@ -58,6 +75,22 @@ describe.skipIf(!built)("a preview without any node", () => {
         const dependsOn = new sdk.Cloudlet("a", { ...place, base: { file: base }, ports: [{ port: 8080 }] });
         return new sdk.Cloudlet("b", { ...place, base: { file: base }, ports: [{ port: 80, hostPort: 8080 }] }, { dependsOn });
       },
+    ],
+    [
+      "files in a cloudlet that has an overlay",
+      "files: has no effect in a guest that is resumed as its overlay was built",
+      (place) =>
+        new sdk.Cloudlet("c", {
+          ...place,
+          base: { file: base },
+          overlay: { digest: "e".repeat(64) },
+          files: [{ path: "/a", content: "" }],
+        }),
+    ],
+    [
+      "an overlay of which nothing is said",
+      "ready: is missing; set it",
+      (place) => new sdk.Overlay("o", { builder: place.hypervisor, base: { file: base } }),
     ],
     [
       "a second hypervisor",

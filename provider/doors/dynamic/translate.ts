@@ -6,6 +6,7 @@ import type { Issue, LocalDigests, ResourceDefinition } from "../../core/define.
 import { diffInputs } from "../../core/diff.ts";
 import { CloudletError, describeError } from "../../core/errors.ts";
 import * as reconcile from "../../core/reconcile.ts";
+import { isRecord, withoutNulls } from "../../core/values.ts";
 
 type Props = Record<string, unknown>;
 
@@ -48,7 +49,7 @@ export function dynamicHooks({ definitions, declarations, digests, open, note }:
         const definition = find(token);
         const wanted = plain(inputs);
         const { id, state } = await reconcile.create(definition, wanted, open(subjectOf(definition, wanted)));
-        return { id, outs: state };
+        return { id, outs: stored(state) };
       }),
 
     read: (id, props: Props = {}) =>
@@ -57,14 +58,14 @@ export function dynamicHooks({ definitions, declarations, digests, open, note }:
         const state = await reconcile.read(definition, plain(props), open(`${definition.token} "${id}"`));
         // an empty id tells the engine that the resource is gone
         if (state === undefined) return { id: "", props: {} };
-        return { id, props: state, inputs: reconcile.inputsOf(definition, state) };
+        return { id, props: stored(state), inputs: stored(reconcile.inputsOf(definition, state)) };
       }),
 
     update: (id, olds: Props, news: Props) =>
       translated(news, async () => {
         const definition = find(token);
         const change = { id, old: plain(olds), inputs: plain(news) };
-        return { outs: await reconcile.update(definition, change, open(subjectOf(definition, change.inputs))) };
+        return { outs: stored(await reconcile.update(definition, change, open(subjectOf(definition, change.inputs)))) };
       }),
 
     delete: (_id, props: Props) =>
@@ -95,6 +96,12 @@ function plain(props: Props): Props {
   return Object.fromEntries(Object.entries(props).filter(([key]) => key !== providerKey));
 }
 
+/** Pulumi's encoding has no undefined. */
+function stored(state: Props): Props {
+  const kept = withoutNulls(state);
+  return isRecord(kept) ? kept : {};
+}
+
 function topLevel(path: string): string {
   return path.split(/[.[]/, 1)[0] ?? path;
 }
@@ -110,7 +117,7 @@ async function translated<T>(props: Props, operation: () => Promise<T>): Promise
   } catch (error) {
     if (!(error instanceof reconcile.PartialFailure)) throw toError(describeError(error));
     // without the provider's text in the kept state, neither delete nor read could run later
-    const properties = { ...error.state, [providerKey]: props[providerKey] };
+    const properties = { ...stored(error.state), [providerKey]: props[providerKey] };
     throw Object.assign(toError(error.message), { id: error.id, properties, reasons: error.reasons });
   }
 }
