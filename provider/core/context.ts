@@ -27,7 +27,7 @@ export interface Context {
 export type ImageSource =
   | { file: string }
   | { url: string }
-  /** A shell command, run in a copy of a directory, that writes the image to the path in `$CLOUDLET_IMAGE`. */
+  /** A shell command, run in a copy of a directory, that writes the image to the path in `$CLOUDLET_IMAGE`, or a root file system into a directory there. */
   | { build: { context: string; command: string } }
   /** An OCI reference. */
   | { image: string };

@@ -39,12 +39,20 @@ export const imageSourceFields = {
       command: z
         .string()
         .min(1)
-        .describe("Shell command run in a copy of that directory; it writes the image to the path in $CLOUDLET_IMAGE."),
+        .describe(
+          "Shell command run in a copy of that directory; it writes the image to the path in $CLOUDLET_IMAGE, or makes a directory there, a root file system.",
+        ),
       digest: digestSchema.optional().describe("SHA-256 of the directory's deterministic tar. Default: computed."),
     })
     .optional()
     .describe("A directory that the operator's machine builds it from."),
-  image: z.string().min(1).optional().describe("OCI reference that the operator's machine pulls it from."),
+  image: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      "OCI reference that the operator's machine pulls it from: a container image, for lxd (of several platforms linux/amd64), or an artefact with one file.",
+    ),
 };
 const imageSourceSchema = z.strictObject(imageSourceFields);
 

@@ -97,14 +97,14 @@ export interface BaseSourceArgs {
   url?: pulumi.Input<string> | undefined;
   /** A directory that the operator's machine builds it from. */
   build?: pulumi.Input<BaseSourceBuildArgs> | undefined;
-  /** OCI reference that the operator's machine pulls it from. */
+  /** OCI reference that the operator's machine pulls it from: a container image, for lxd (of several platforms linux/amd64), or an artefact with one file. */
   image?: pulumi.Input<string> | undefined;
 }
 
 export interface BaseSourceBuildArgs {
   /** Directory on the operator's machine. */
   context: pulumi.Input<string>;
-  /** Shell command run in a copy of that directory; it writes the image to the path in $CLOUDLET_IMAGE. */
+  /** Shell command run in a copy of that directory; it writes the image to the path in $CLOUDLET_IMAGE, or makes a directory there, a root file system. */
   command: pulumi.Input<string>;
   /** SHA-256 of the directory's deterministic tar. Default: computed. */
   digest?: pulumi.Input<string> | undefined;

@@ -101,7 +101,7 @@ export interface BaseImageInputs {
   url?: pulumi.Input<string> | undefined;
   /** A directory that the operator's machine builds it from. */
   build?: pulumi.Input<BaseSourceBuildArgs> | undefined;
-  /** OCI reference that the operator's machine pulls it from. */
+  /** OCI reference that the operator's machine pulls it from: a container image, for lxd (of several platforms linux/amd64), or an artefact with one file. */
   image?: pulumi.Input<string> | undefined;
   /** SHA-256 of the image, its identity. Default: computed from `file`; of the others, what came first. Set it to pin the content. */
   digest?: pulumi.Input<string> | undefined;

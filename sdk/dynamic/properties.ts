@@ -173,7 +173,7 @@ export abstract class BaseImageProperties extends pulumi.dynamic.Resource {
   declare readonly url: pulumi.Output<string | undefined>;
   /** A directory that the operator's machine builds it from. */
   declare readonly build: pulumi.Output<BaseSourceBuild | undefined>;
-  /** OCI reference that the operator's machine pulls it from. */
+  /** OCI reference that the operator's machine pulls it from: a container image, for lxd (of several platforms linux/amd64), or an artefact with one file. */
   declare readonly image: pulumi.Output<string | undefined>;
   /** SHA-256 of the image, its identity. */
   declare readonly digest: pulumi.Output<string>;

@@ -141,14 +141,14 @@ export interface BaseSource {
   url?: string;
   /** A directory that the operator's machine builds it from. */
   build?: BaseSourceBuild;
-  /** OCI reference that the operator's machine pulls it from. */
+  /** OCI reference that the operator's machine pulls it from: a container image, for lxd (of several platforms linux/amd64), or an artefact with one file. */
   image?: string;
 }
 
 export interface BaseSourceBuild {
   /** Directory on the operator's machine. */
   context: string;
-  /** Shell command run in a copy of that directory; it writes the image to the path in $CLOUDLET_IMAGE. */
+  /** Shell command run in a copy of that directory; it writes the image to the path in $CLOUDLET_IMAGE, or makes a directory there, a root file system. */
   command: string;
   /** SHA-256 of the directory's deterministic tar. Default: computed. */
   digest?: string;
