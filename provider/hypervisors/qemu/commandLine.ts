@@ -20,9 +20,7 @@ export interface Machine {
   memory?: { path: string; shared: boolean } | undefined;
   /** What a guest that goes to other nodes must find there again; without it the best that this node has. */
   pinned?: { type: string; cpu: string } | undefined;
-  /** It is, or was once, resumed from device state alone, whose stream carries neither configuration nor description. */
-  bareStreams?: boolean | undefined;
-  /** Where a saved state arrives: `unix:PATH` or `fd:N`. */
+  /** Where a saved state arrives: `unix:PATH`, or `defer` for what is said later. */
   incoming?: string | undefined;
 }
 
@@ -50,7 +48,6 @@ export function commandLine(machine: Machine): string[] {
     ...["-smp", String(machine.cores)],
     ...["-m", `${String(machine.memoryMib)}M`],
     ...(machine.memory === undefined ? [] : ["-object", memoryFile(machine.memory, machine.memoryMib)]),
-    ...(machine.bareStreams === true ? ["-global", "migration.send-configuration=off"] : []),
     ...(machine.sandbox ? ["-sandbox", sandboxRules(machine.user !== undefined)] : []),
     ...(machine.user === undefined ? [] : ["-runas", machine.user]),
     ...socket("qmp", machine.sockets.qmp),
@@ -74,13 +71,9 @@ export function sandboxRules(changesUser: boolean): string {
   return `on,obsolete=deny,elevateprivileges=${changesUser ? "allow" : "deny"},spawn=deny,resourcecontrol=deny`;
 }
 
-function machineOptions(machine: Machine): string {
-  const { pinned, memory, bareStreams } = machine;
-  return [
-    `${pinned?.type ?? machineType},hpet=off,vmport=off`,
-    ...(memory === undefined ? [] : [`memory-backend=${memoryName}`]),
-    ...(bareStreams === true ? ["suppress-vmdesc=on"] : []),
-  ].join(",");
+function machineOptions({ pinned, memory }: Machine): string {
+  const options = `${pinned?.type ?? machineType},hpet=off,vmport=off`;
+  return memory === undefined ? options : `${options},memory-backend=${memoryName}`;
 }
 
 function memoryFile({ path, shared }: { path: string; shared: boolean }, memoryMib: number): string {

@@ -91,7 +91,7 @@ function tagOf(name: string): string {
   return `cloudlet-${name}`;
 }
 
-/** Of memory that believes in another network and came without configuration: it fits only into a guest that runs like that. */
+/** Of memory that believes in another network: it fits only into a guest that runs in that network. */
 function elsewhereTagOf(name: string): string {
   return `elsewhere-${name}`;
 }

@@ -1,7 +1,5 @@
-import { chmod, chown, copyFile, mkdtemp, rename, rm } from "node:fs/promises";
-import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { readJson, syncDirectory, syncFile } from "../../agent/durable.ts";
+import { readJson } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Frozen, Guest, Progress } from "../types.ts";
 import { guestAgent } from "./guestAgent.ts";
@@ -11,7 +9,8 @@ import { isLive, withQmp } from "./launch.ts";
 import type { Surroundings } from "./launch.ts";
 import { end } from "./lifecycle.ts";
 import type { Qmp } from "./qmp.ts";
-import { balloonBytes, pause, saveDeviceState, setBalloon } from "./qmpCommands.ts";
+import { balloonBytes, leaveOutShared, pause, setBalloon } from "./qmpCommands.ts";
+import { saveStream } from "./suspend.ts";
 import { machine } from "./synthesis.ts";
 
 /** Stops a guest that `startForFreeze` started at one instant: memory, device state and disk belong together. Run again, it says the same. */
@@ -25,7 +24,10 @@ export async function freeze(guest: Guest, around: Surroundings, progress: Progr
       await giveBack(guest, qmp, progress);
       progress.status(`freezing ${guest.name}`);
       await pause(qmp);
-      await saveState(guest, qmp, around);
+      // not only device state: the firmware's memory is nowhere else, and a guest that restarts itself needs it
+      await leaveOutShared(qmp, true);
+      const { user } = around.confinement;
+      await saveStream(qmp, { path: files.frozenState, compressed: false }, { user, signal: progress.signal });
     });
   }
   await end(guest);
@@ -74,22 +76,5 @@ async function balloonStands(qmp: Qmp, bytes: number, signal: AbortSignal): Prom
     await delay(50, undefined, { signal });
     const now = await balloonBytes(qmp);
     if (now !== last) [last, since] = [now, Date.now()];
-  }
-}
-
-/** QEMU writes it as its own user, into a directory that this user can reach. */
-async function saveState(guest: Guest, qmp: Qmp, { confinement }: Surroundings): Promise<void> {
-  const { frozenState } = guestFiles(guest);
-  const place = await mkdtemp("/run/cloudlet-freeze-");
-  try {
-    if (confinement.user !== undefined) await chown(place, confinement.user.uid, confinement.user.gid);
-    await saveDeviceState(qmp, join(place, "state"));
-    await copyFile(join(place, "state"), `${frozenState}.new`);
-    await chmod(`${frozenState}.new`, 0o600);
-    await syncFile(`${frozenState}.new`);
-    await rename(`${frozenState}.new`, frozenState);
-    await syncDirectory(guest.directory);
-  } finally {
-    await rm(place, { recursive: true, force: true });
   }
 }

@@ -79,12 +79,23 @@ export function guestAgent(socketPath: string, guest: string): GuestAgent {
     },
     freeze: async () => z.int().parse(await call("guest-fsfreeze-freeze")),
     thaw: async () => void (await call("guest-fsfreeze-thaw")),
-    setTime: async (millis) => void (await call("guest-set-time", { time: millis * 1_000_000 })),
+    setTime: (millis) => setTime(call, label, millis),
     shutdown: async () => void (await call("guest-shutdown", { mode: "powerdown" }, 2_000).catch(ignoreSilence)),
   };
 }
 
 type Call = (command: string, args?: Record<string, unknown>, timeoutMillis?: number) => Promise<unknown>;
+
+/** By `date` where there is no hwclock, as the guest agent then refuses. */
+async function setTime(call: Call, label: string, millis: number): Promise<void> {
+  const set = await call("guest-set-time", { time: millis * 1_000_000 }).then(
+    () => true,
+    () => false,
+  );
+  if (set) return;
+  const command = ["date", "-s", `@${String(Math.round(millis / 1000))}`];
+  await execute(call, { label, command, options: { timeoutMillis: callMillis } });
+}
 
 async function execute(call: Call, what: { label: string; command: string[]; options: ExecOptions }): Promise<InstanceExecResult> {
   const { timeoutMillis, environment, signal } = what.options;

@@ -28,8 +28,9 @@ export interface LaunchOptions {
   memory?: Machine["memory"];
   /** Block nodes that the guest's own disk stands on. */
   below?: BlockNode[];
-  /** `unix:PATH`, or `fd:3` with the descriptor. */
+  /** `unix:PATH` or `defer`. */
   incoming?: string | undefined;
+  /** Files that the process inherits as 3, 4, …. */
   descriptors?: number[];
 }
 
@@ -53,7 +54,6 @@ export async function launchProcess(guest: Guest, launch: Launch, options: Launc
     user: user?.name,
     sandbox: around.confinement.sandbox,
     pinned: launch.pinned,
-    bareStreams: launch.inside !== undefined,
     incoming: options.incoming,
   });
   const { exited } = await spawnDetached(guest.directory, nic.namespace === undefined ? argv : enterNamespace(nic.namespace, argv), {

@@ -4,7 +4,7 @@ import { forgetProcess, kill, livePid, spawnDetached } from "../../agent/detache
 import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest } from "../types.ts";
-import { tapName } from "./tap.ts";
+import { isThere, tapName } from "./tap.ts";
 import type { Nic } from "./tap.ts";
 
 /** What the guest in saved memory believes to be its network. */
@@ -56,8 +56,9 @@ export async function answerDhcp(guest: Guest, inside: Inside): Promise<void> {
 export async function removeOwnNetwork(guest: Pick<Guest, "name" | "directory">): Promise<void> {
   if ((await livePid(guest.directory, dhcp)) !== undefined) await kill(guest.directory, `guest ${guest.name}`, dhcp);
   await forgetProcess(guest.directory, dhcp);
+  // the kernel clears a namespace away later, and the name of this end is wanted at once
+  if (await isThere(outerName(guest.name))) await run(["ip", "link", "delete", outerName(guest.name)]);
   const namespaces = await readdir("/run/netns").catch((): string[] => []);
-  // takes its end of the veth along, and with it the other one
   if (namespaces.includes(tapName(guest.name))) await run(["ip", "netns", "delete", tapName(guest.name)]);
 }
 

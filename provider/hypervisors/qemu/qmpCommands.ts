@@ -53,9 +53,13 @@ export async function cancelMigration(qmp: Qmp): Promise<void> {
   await qmp.execute("migrate_cancel");
 }
 
-/** Device state without memory, of a paused guest. The name is QEMU's; no Xen is needed. */
-export async function saveDeviceState(qmp: Qmp, filename: string): Promise<void> {
-  await qmp.execute("xen-save-devices-state", { filename, live: false });
+/** Whether streams leave out memory that lies in a shared file. It must be off again for streams that hold everything. */
+export async function leaveOutShared(qmp: Qmp, on: boolean): Promise<void> {
+  await qmp.execute("migrate-set-capabilities", { capabilities: [{ capability: "x-ignore-shared", state: on }] });
+}
+
+export async function loadFrom(qmp: Qmp, uri: string): Promise<void> {
+  await qmp.execute("migrate-incoming", { uri });
 }
 
 /** How much memory the guest is to have at hand; the rest goes into the balloon. */

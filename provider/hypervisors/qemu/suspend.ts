@@ -3,7 +3,7 @@ import { createReadStream, createWriteStream } from "node:fs";
 import { access, chown, mkdtemp, open, rename, rm } from "node:fs/promises";
 import { createConnection, createServer } from "node:net";
 import type { Socket } from "node:net";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { syncDirectory } from "../../agent/durable.ts";
 import { run } from "../../agent/process.ts";
@@ -33,32 +33,37 @@ export async function forgetSuspended(directory: string): Promise<void> {
   await syncDirectory(directory);
 }
 
-/** Writes RAM and device state of a paused guest to its directory. A socket and not `exec:`, as the sandbox forbids QEMU children. */
-export async function saveState(
-  qmp: Qmp,
-  directory: string,
-  options: { user: { uid: number; gid: number } | undefined; signal: AbortSignal },
-): Promise<void> {
+interface Keeping {
+  user: { uid: number; gid: number } | undefined;
+  signal: AbortSignal;
+}
+
+/** Writes RAM and device state of a paused guest to its directory. */
+export async function saveState(qmp: Qmp, directory: string, keeping: Keeping): Promise<void> {
   const compressed = await run(["zstd", "--version"]).then(
     () => true,
     () => false,
   );
-  const target = join(directory, suspendFiles[compressed ? 0 : 1]);
-  const temporary = `${target}.new`;
+  await saveStream(qmp, { path: join(directory, suspendFiles[compressed ? 0 : 1]), compressed }, keeping);
+}
+
+/** A socket and not `exec:`, as the sandbox forbids QEMU children. */
+export async function saveStream(qmp: Qmp, target: { path: string; compressed: boolean }, keeping: Keeping): Promise<void> {
+  const temporary = `${target.path}.new`;
   const place = await mkdtemp("/run/cloudlet-suspend-");
   const socketPath = join(place, "state.sock");
   const server = createServer({ allowHalfOpen: true });
   try {
     const connected = new Promise<Socket>((resolve) => server.once("connection", resolve));
     await new Promise<void>((resolve, reject) => server.once("error", reject).listen(socketPath, resolve));
-    if (options.user !== undefined) for (const path of [place, socketPath]) await chown(path, options.user.uid, options.user.gid);
-    const received = connected.then((socket) => receive(socket, temporary, compressed));
+    if (keeping.user !== undefined) for (const path of [place, socketPath]) await chown(path, keeping.user.uid, keeping.user.gid);
+    const received = connected.then((socket) => receive(socket, temporary, target.compressed));
     received.catch(() => undefined);
     await migrateTo(qmp, socketPath);
-    await migrationEnded(qmp, "saving the guest's memory", { signal: options.signal, timeoutMillis: stateMillis });
+    await migrationEnded(qmp, "saving the guest's memory", { signal: keeping.signal, timeoutMillis: stateMillis });
     await received;
-    await rename(temporary, target);
-    await syncDirectory(directory);
+    await rename(temporary, target.path);
+    await syncDirectory(dirname(target.path));
   } catch (error) {
     await cancelMigration(qmp).catch(() => undefined);
     await rm(temporary, { force: true });

@@ -15,7 +15,7 @@ import { continueGuest, correctClock, end, launchOf } from "./lifecycle.ts";
 import { copyMemory, openMemoryView } from "./memoryView.ts";
 import { answerDhcp } from "./ownNetwork.ts";
 import { connectQmp } from "./qmp.ts";
-import { blockNodeNames, migrationEnded, pause, resume as letRun } from "./qmpCommands.ts";
+import { blockNodeNames, leaveOutShared, loadFrom, migrationEnded, pause, resume as letRun } from "./qmpCommands.ts";
 import { seedOf, writeSeed } from "./seed.ts";
 
 /** What guests are pinned to that other nodes are to resume: under emulation every node has the same processor, else the oldest of today's. */
@@ -167,12 +167,15 @@ async function launchFromState({ guest, origin, progress }: Wanted, launch: Laun
   const files = guestFiles(guest);
   const state = await open(origin.state, "r");
   try {
-    await launchProcess(guest, launch, { ...options, incoming: "fd:3", descriptors: [state.fd] });
+    await launchProcess(guest, launch, { ...options, incoming: "defer", descriptors: [state.fd] });
   } finally {
     await state.close();
   }
   await withQmp(guest, files.qmp, async (qmp) => {
+    await leaveOutShared(qmp, true);
+    await loadFrom(qmp, "fd:3");
     await migrationEnded(qmp, `loading the device state of ${guest.name}`, { signal: progress.signal, timeoutMillis: loadMillis });
+    await leaveOutShared(qmp, false);
     await writeDurably(files.launch, JSON.stringify({ ...launch, ran: true }), 0o600);
     await letRun(qmp);
   });

@@ -29,7 +29,7 @@ export async function removeTap(guest: string): Promise<void> {
 }
 
 /** /proc/net follows the network namespace; a /sys that was mounted outside it does not. */
-async function isThere(device: string): Promise<boolean> {
+export async function isThere(device: string): Promise<boolean> {
   const devices = await readFile("/proc/self/net/dev", "utf8");
   return devices.split("\n").some((line) => line.trim().startsWith(`${device}:`));
 }

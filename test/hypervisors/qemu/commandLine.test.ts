@@ -36,7 +36,6 @@ describe("each setting shows in the line", () => {
     ["where saved memory arrives", { incoming: "unix:/run/x/state.sock" }, "-incoming", "unix:/run/x/state.sock"],
     ["a pinned processor", { accelerator: "kvm", pinned: { type: "pc-q35-7.2", cpu: "Nehalem" } }, "-cpu", "Nehalem"],
     ["a pinned machine type", { pinned: { type: "pc-q35-7.2", cpu: "qemu64" } }, "-machine", "pc-q35-7.2,hpet=off,vmport=off"],
-    ["streams of bare device state", { bareStreams: true }, "-global", "migration.send-configuration=off"],
     [
       "memory that comes from a file, under the name that it has without one",
       { memory: { path: "/g/memory", shared: false } },

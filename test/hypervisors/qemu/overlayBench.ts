@@ -1,7 +1,7 @@
 import { execFile, spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { copyFile, mkdir, rm, stat } from "node:fs/promises";
+import { chmod, copyFile, mkdir, rm, stat } from "node:fs/promises";
 import http from "node:http";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -22,10 +22,15 @@ export async function openOverlayBench() {
   await execute("ip", ["address", "add", `${subnet}.0.1/16`, "dev", bridge]);
   let last = 1;
   const synthesis = synthesisOf(bench.driver);
+  await chmod(bench.root, 0o755);
+  const open = join(bench.root, "open");
+  await mkdir(open, { mode: 0o755 });
   return {
     ...bench,
     synthesis,
     basePath,
+    /** A directory that guests' users can reach. */
+    open,
     gateway: `${subnet}.0.1`,
     /** A guest with an address of its own. */
     async guest(name: string, changes: Partial<Guest["spec"]> = {}): Promise<Guest> {
@@ -114,6 +119,8 @@ export async function serveFiles(
   const gone = once(child, "exit");
   for (let tries = 0; tries < 500 && !(await stat(socket).catch(() => undefined)); tries++) await delay(10);
   await delay(50);
+  // QEMU connects anew as its own user
+  await chmod(socket, 0o666);
   return {
     pid: child.pid ?? 0,
     async end() {

@@ -33,7 +33,7 @@ describe("guests resumed from an overlay", () => {
     await bench.synthesis.startForFreeze(builder, undefined, progress);
     await configure(bench.driver, builder);
     await answered(builder);
-    await bench.driver.exec(builder, ["sh", "-c", "echo memory >/tmp/mark"], { timeoutMillis: 10_000 });
+    await bench.driver.exec(builder, ["sh", "-c", "echo memory >/dev/shm/mark"], { timeoutMillis: 10_000 });
     const frozen = await bench.synthesis.freeze(builder, progress);
     expect(await bench.synthesis.freeze(builder, progress)).toEqual(frozen);
     origin = await layersOf(frozen, { guest: builder, directory: join(bench.root, "layer") });
@@ -58,9 +58,9 @@ describe("guests resumed from an overlay", () => {
     }
     expect(await ask(first)).toContain('"counter"');
     expect(await ask(second)).toContain('"counter"');
-    await shell(first, "echo first >/tmp/mark");
-    expect(await shell(second, "cat /tmp/mark")).toBe("memory\n");
-    expect(await shell(first, "cat /tmp/mark")).toBe("first\n");
+    await shell(first, "echo first >/dev/shm/mark");
+    expect(await shell(second, "cat /dev/shm/mark")).toBe("memory\n");
+    expect(await shell(first, "cat /dev/shm/mark")).toBe("first\n");
   });
 
   it("reach the gateway under their own address, and get their network again when they restart themselves", async () => {
@@ -90,9 +90,9 @@ describe("guests resumed from an overlay", () => {
 
   it("suspend, snapshot, restore, move and stop like any other guest", async () => {
     const guest = await resumed("lives");
-    await shell(guest, "echo saved >/tmp/mark; echo saved >/var/lib/mark; sync");
+    await shell(guest, "echo saved >/dev/shm/mark; echo saved >/var/lib/mark; sync");
     await bench.driver.snapshot(guest, "one", progress);
-    await shell(guest, "echo later >/tmp/mark");
+    await shell(guest, "echo later >/dev/shm/mark");
     await bench.driver.suspend(guest, progress);
     expect(await bench.driver.observe(guest)).toBe("suspended");
     const kept = join(bench.root, "parts");
@@ -104,19 +104,19 @@ describe("guests resumed from an overlay", () => {
     expect(await bench.driver.observe(there)).toBe("suspended");
     await bench.driver.start(there, progress);
     await answered(there);
-    expect(await shell(there, "cat /tmp/mark")).toBe("later\n");
+    expect(await shell(there, "cat /dev/shm/mark")).toBe("later\n");
     await bench.driver.restore(there, "one", progress);
-    expect(await shell(there, "cat /tmp/mark")).toBe("saved\n");
+    expect(await shell(there, "cat /dev/shm/mark")).toBe("saved\n");
     await bench.driver.ensure(there, progress);
     await bench.driver.stop(there, progress);
     await bench.driver.start(there, progress);
-    expect(await shell(there, "cat /var/lib/mark; cat /tmp/mark 2>/dev/null; cat /sys/class/net/eth0/address")).toBe(
+    expect(await shell(there, "cat /var/lib/mark; cat /dev/shm/mark 2>/dev/null; cat /sys/class/net/eth0/address")).toBe(
       `saved\n${there.network.mac}\n`,
     );
     await expect(bench.synthesis.resume(there, origin, progress)).rejects.toMatchObject({ code: "REFUSED" });
     // its memory belongs to another network
     await bench.driver.restore(there, "one", progress);
-    expect(await shell(there, "cat /var/lib/mark; cat /tmp/mark 2>/dev/null; true")).toBe("saved\n");
+    expect(await shell(there, "cat /var/lib/mark; cat /dev/shm/mark 2>/dev/null; true")).toBe("saved\n");
   });
 
   it("boot from the overlay's disk without its memory", async () => {
@@ -125,7 +125,7 @@ describe("guests resumed from an overlay", () => {
     expect(await bench.driver.observe(guest)).toBe("stopped");
     expect(await bench.driver.ensure(guest, progress)).toEqual({ restartNeeded: false });
     await bench.driver.start(guest, progress);
-    expect(await shell(guest, "cat /sys/class/net/eth0/address; ls /tmp")).toBe(`${guest.network.mac}\n`);
+    expect(await shell(guest, "cat /sys/class/net/eth0/address; ls /dev/shm")).toBe(`${guest.network.mac}\n`);
   });
 
   it("can be frozen again, over what they were resumed from", async () => {
@@ -134,14 +134,14 @@ describe("guests resumed from an overlay", () => {
     await bench.driver.ensure(builder, progress);
     await bench.synthesis.startForFreeze(builder, origin, progress);
     await answered(builder);
-    await shell(builder, "cat /tmp/mark >/tmp/more; echo added >/var/lib/added; sync");
+    await shell(builder, "cat /dev/shm/mark >/dev/shm/more; echo added >/var/lib/added; sync");
     const frozen = await bench.synthesis.freeze(builder, progress);
     const again = await layersOf(frozen, { guest: builder, network: origin.network, directory: join(bench.root, "again-layer") });
     await bench.driver.remove(builder, progress);
     const guest = await make("second-generation");
     await bench.synthesis.resume(guest, again, progress);
     await answered(guest);
-    expect(await shell(guest, "cat /tmp/more /var/lib/added")).toBe("memory\nadded\n");
+    expect(await shell(guest, "cat /dev/shm/more /var/lib/added")).toBe("memory\nadded\n");
   });
 
   it("leave the layer as it is, and nothing behind", async () => {
@@ -157,7 +157,7 @@ describe("guests resumed from an overlay", () => {
   });
 
   it("run while their layers are still arriving, wait for a server that is started anew, and need none once settled", async () => {
-    const { socket, arriving } = await prepareArriving("lazy");
+    const { socket, arriving } = prepareArriving("lazy");
     let server = await serveFiles(socket, filesOf(origin));
     const guest = await make("lazy");
     await bench.synthesis.resume(guest, arriving, progress);
@@ -180,7 +180,7 @@ describe("guests resumed from an overlay", () => {
   });
 
   it("are held while nothing arrives, go on afterwards, and can be ended at any time", async () => {
-    const { socket, arriving } = await prepareArriving("held");
+    const { socket, arriving } = prepareArriving("held");
     const server = await serveFiles(socket, filesOf(origin));
     const guest = await make("held");
     await bench.synthesis.resume(guest, arriving, progress);
@@ -202,8 +202,8 @@ describe("guests resumed from an overlay", () => {
     await server.end();
   });
 
-  const prepareArriving = async (name: string) => {
-    const socket = join(bench.root, `${name}.sock`);
+  const prepareArriving = (name: string) => {
+    const socket = join(bench.open, `${name}.sock`);
     const { disk, memory } = origin;
     const arriving: Origin = {
       ...origin,
