@@ -89,7 +89,8 @@ export class Decompressor {
       throw damaged(packed.part, `says it decompresses to ${String(frame.rawBytes)} bytes where ${String(packed.rawBytes)} are expected`);
     }
     const raw = new Promise<Buffer>((resolve, reject) => this.#waiting.push({ ...packed, resolve, reject }));
-    this.#start();
+    // what is given in one go shares a process
+    setImmediate(() => this.#start());
     return raw;
   }
 

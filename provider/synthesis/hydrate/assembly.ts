@@ -8,6 +8,12 @@ interface Coming {
   bytes: Buffer;
 }
 
+export interface Whole {
+  chunk: number;
+  bytes: Buffer;
+  urgent: boolean;
+}
+
 /** Which bytes of a pack to ask for next, and which chunks the bytes that come make whole. No effects. */
 export class Assembly {
   readonly #chunks: readonly Chunk[];
@@ -50,9 +56,14 @@ export class Assembly {
     return range;
   }
 
+  /** Nothing is left to ask for or to wait for. */
+  get isDone(): boolean {
+    return this.#wanted.size === 0;
+  }
+
   /** Takes what came; returns the chunks that are whole now. */
-  received(offset: number, bytes: Buffer): { chunk: number; bytes: Buffer }[] {
-    const whole: { chunk: number; bytes: Buffer }[] = [];
+  received(offset: number, bytes: Buffer): Whole[] {
+    const whole: Whole[] = [];
     for (let taken = 0; taken < bytes.length;) {
       const chunk = this.#at(offset + taken);
       const coming = this.#coming.get(chunk);
@@ -62,8 +73,8 @@ export class Assembly {
       coming.have += count;
       taken += count;
       if (coming.have === coming.bytes.length) {
+        whole.push({ chunk, bytes: coming.bytes, urgent: this.#urgent.includes(chunk) });
         this.#settle(chunk);
-        whole.push({ chunk, bytes: coming.bytes });
       }
     }
     return whole;

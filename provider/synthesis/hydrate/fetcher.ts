@@ -2,7 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import type { Offer } from "../../agent/protocol.ts";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Chunk } from "../manifest.ts";
-import { Assembly } from "./assembly.ts";
+import { Assembly, type Whole } from "./assembly.ts";
 import { Pace } from "./pace.ts";
 import { RangeConnection } from "./rangeConnection.ts";
 
@@ -13,7 +13,7 @@ export interface Sink {
 }
 
 export interface FetchOptions {
-  pack: { digest: string; chunks: readonly Chunk[] };
+  pack: { digest: string; chunks: readonly Chunk[]; touched: number };
   sink: Sink;
   /** Asked for before each attempt: they may change meanwhile. */
   offers(): readonly Offer[];
@@ -25,7 +25,10 @@ export interface FetchOptions {
 }
 
 /** Whole chunks that are being verified and written; with more of them only what is urgent is asked for. */
-const backlogLimit = 4 * 1024 * 1024;
+const backlogLimit = 6 * 1024 * 1024;
+/** Chunks that nobody waits for are verified and written together, since each time costs a process. */
+const holdMillis = 1_000;
+const holdBytes = 2 * 1024 * 1024;
 /** Silence is said aloud after the first, and ends the connection after the second. */
 const silentMillis = 3_000;
 const deadMillis = 10_000;
@@ -37,6 +40,8 @@ export class Fetcher {
   readonly #options: FetchOptions;
   readonly #assembly: Assembly;
   readonly #missing: Set<number>;
+  readonly #held: (Whole & { from: string })[] = [];
+  #release: NodeJS.Timeout | undefined;
   #backlog = 0;
   #lastOffer: string | undefined;
   #pump: () => void = () => undefined;
@@ -52,6 +57,7 @@ export class Fetcher {
   /** Something waits for this chunk. */
   urge(chunk: number): void {
     this.#assembly.urge(chunk);
+    if (this.#held.some((held) => held.chunk === chunk)) this.#acceptHeld();
     this.#pump();
   }
 
@@ -91,6 +97,7 @@ export class Fetcher {
     } finally {
       this.#pump = () => undefined;
       ending.abort();
+      this.#acceptHeld();
     }
   }
 
@@ -103,7 +110,7 @@ export class Fetcher {
         pace.received(bytes.length, heardAt);
         this.#options.bytesReceived(bytes.length);
         this.#options.trouble(undefined);
-        for (const whole of this.#assembly.received(offset, bytes)) void this.#accept(whole, offer.node);
+        for (const whole of this.#assembly.received(offset, bytes)) this.#take({ ...whole, from: offer.node });
         this.#pump();
       },
       lost: (error) => this.#fail(error),
@@ -134,8 +141,22 @@ export class Fetcher {
     else this.#fail(error);
   }
 
-  async #accept({ chunk, bytes }: { chunk: number; bytes: Buffer }, from: string): Promise<void> {
-    this.#backlog += bytes.length;
+  #take(whole: Whole & { from: string }): void {
+    this.#backlog += whole.bytes.length;
+    if (whole.urgent || whole.chunk < this.#options.pack.touched) return void this.#accept(whole);
+    this.#held.push(whole);
+    this.#release ??= setTimeout(() => this.#acceptHeld(), holdMillis);
+    const heldBytes = this.#held.reduce((sum, { bytes }) => sum + bytes.length, 0);
+    if (this.#assembly.isDone || heldBytes >= holdBytes) this.#acceptHeld();
+  }
+
+  #acceptHeld(): void {
+    clearTimeout(this.#release);
+    this.#release = undefined;
+    for (const whole of this.#held.splice(0)) void this.#accept(whole);
+  }
+
+  async #accept({ chunk, bytes, from }: Whole & { from: string }): Promise<void> {
     try {
       await this.#options.sink.accept(chunk, bytes);
       this.#missing.delete(chunk);
