@@ -1,6 +1,6 @@
 // what may be on its way: enough to keep the link busy, and no more, since whatever is urgent queues behind it
-const queueMillis = 60;
-const leastBytes = 64 * 1024;
+const queueMillis = 80;
+const leastBytes = 96 * 1024;
 const mostBytes = 4 * 1024 * 1024;
 // a window of this many requests is never quite empty while answers come
 const requestsInWindow = 4;
