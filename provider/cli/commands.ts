@@ -50,7 +50,7 @@ export async function importOverlay(file: string, { node: name }: AtNode, around
   await readThrough(source, around);
   const node = await around.agent(parseNode(name));
   const { digest } = await place(node, source, around);
-  around.print(`${digest} is on ${node.label}`);
+  around.print(`${digest} is on ${name}`);
 }
 
 export async function push(
@@ -71,7 +71,7 @@ export async function pull(reference: string, { node: name }: AtNode, around: Su
   const source = await openArtefact(registryAt(reference, around));
   const node = await around.agent(parseNode(name));
   const { digest } = await place(node, source, around);
-  around.print(`${digest} is on ${node.label}`);
+  around.print(`${digest} is on ${name}`);
 }
 
 export async function verify(text: string, { node: name }: AtNode, around: Surroundings): Promise<void> {

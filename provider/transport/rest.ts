@@ -85,11 +85,10 @@ async function send(pool: Pool, label: string, request: RestRequest): Promise<Re
     silence.touch();
     // a body that nobody reads must not end the process when it breaks
     answer.body.on("error", () => undefined);
-    return {
-      status: answer.statusCode,
-      headers: flat(answer.headers),
-      body: Readable.from(watched(answer.body, { silence, translate }), { objectMode: false }),
-    };
+    const watchedBody = Readable.from(watched(answer.body, { silence, translate }), { objectMode: false });
+    // one that is given up before it was begun would hold its connection until the silence has lasted too long
+    watchedBody.once("close", () => answer.body.destroy());
+    return { status: answer.statusCode, headers: flat(answer.headers), body: watchedBody };
   } catch (error) {
     silence.stop();
     throw translate(error);

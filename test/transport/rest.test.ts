@@ -20,6 +20,8 @@ describe("REST over HTTPS", () => {
   let server: Server;
   let address: string;
   let received = 0;
+  /** For each answer that ended: whether all of it was taken. */
+  const given: boolean[] = [];
   const pem = (name: string): Promise<string> => readFile(join(directory, name), "utf8");
 
   beforeAll(async () => {
@@ -47,6 +49,10 @@ describe("REST over HTTPS", () => {
         received += 1;
         if (request.url === "/silent") return;
         if (request.url === "/stuck") return void response.write("some");
+        if (request.url === "/large") {
+          response.once("close", () => given.push(response.writableFinished));
+          return void response.end(Buffer.alloc(50_000_000));
+        }
         response.statusCode = request.url === "/missing" ? 404 : 200;
         const name = (request.socket as TLSSocket).getPeerCertificate().subject.CN;
         response.end(request.url === "/text" ? "no json" : JSON.stringify({ name }));
@@ -112,6 +118,14 @@ describe("REST over HTTPS", () => {
     });
     const stuck = await rest.request({ method: "GET", path: "/stuck", timeoutMillis: 300 });
     await expect(text(stuck.body)).rejects.toMatchObject({ code: "TIMEOUT" });
+    await rest.close();
+  });
+
+  it("lets go of an answer that is given up before any of it was read", async () => {
+    const rest = await open(await pem("server.crt"));
+    const { body } = await rest.request({ method: "GET", path: "/large", timeoutMillis: 60_000 });
+    body.destroy();
+    await expect.poll(() => given, { timeout: 5_000 }).toEqual([false]);
     await rest.close();
   });
 

@@ -7,7 +7,7 @@ import type { Manifest } from "../../../provider/synthesis/manifest.ts";
 
 export const digestOf = (content: Buffer): string => createHash("sha256").update(content).digest("hex");
 
-export const watch: Watch = { signal: AbortSignal.timeout(60_000), status: () => undefined };
+export const watch: Watch = { signal: AbortSignal.timeout(600_000), status: () => undefined };
 
 /** The blobs of a small overlay, whose pack holds one file; real in form, not built by a hypervisor. */
 export function sampleOverlay({ base, parent, bytes = 20_000 }: { base: string; parent?: string; bytes?: number }) {
