@@ -21,8 +21,7 @@ export interface Inside {
 export async function ensureOwnNetwork(guest: Guest, inside: Inside, user: string | undefined): Promise<Nic> {
   await removeOwnNetwork(guest);
   const namespace = tapName(guest.name);
-  const gatewayMac = await macOf(guest.network.bridge, guest.name);
-  await run(["ip", "netns", "add", namespace]);
+  const [gatewayMac] = await Promise.all([macOf(guest.network.bridge, guest.name), run(["ip", "netns", "add", namespace])]);
   const outer = outerName(guest.name);
   await run(["ip", "-batch", "-"], {
     stdin: `link add ${outer} type veth peer name uplink netns ${namespace}\nlink set ${outer} master ${guest.network.bridge} up\n`,
