@@ -55,7 +55,8 @@ async function openSocket(target: Target, signal: AbortSignal): Promise<{ socket
   if (signal.aborted) throw cancelled(target);
   const socket = connect({ host: target.host, port: target.port, noDelay: true, keepAlive: true, keepAliveInitialDelay: 15_000 });
   await connected(socket, target, signal);
-  return { socket, footing: { hold: (on) => void (on ? socket.ref() : socket.unref()), end: () => void socket.destroySoon() } };
+  const hold = (on: boolean): void => void (on ? socket.ref() : socket.unref());
+  return { socket, footing: { hold, heard: () => socket.bytesRead, end: () => void socket.destroySoon() } };
 }
 
 function connected(socket: Socket, target: Target, signal: AbortSignal): Promise<void> {
@@ -95,7 +96,7 @@ async function throughBastion(target: Target, bastion: Target, signal: AbortSign
   const timeout = AbortSignal.timeout(target.timeoutMillis);
   try {
     const socket = await link.tcp(target.host, target.port, AbortSignal.any([signal, timeout]));
-    return { socket, footing: { hold: (on) => link.hold(on), end: () => link.end() } };
+    return { socket, footing: { hold: (on) => link.hold(on), heard: () => socket.bytesRead, end: () => link.end() } };
   } catch (cause) {
     link.end();
     if (signal.aborted) throw cancelled(target);

@@ -17,6 +17,8 @@ export const notStarted = new Error("nothing had been asked of the node");
 export interface Footing {
   /** Whether an open connection keeps the process alive. */
   hold(on: boolean): void;
+  /** Bytes that have come from the far end so far. */
+  heard(): number;
   end(): void;
 }
 
@@ -87,11 +89,11 @@ export class Link {
     return command;
   }
 
-  async unixSocket(path: string, signal: AbortSignal): Promise<Duplex> {
+  async unixSocket(path: string, signal: AbortSignal): Promise<TunnelStream> {
     return this.#stream(await this.#open(signal, (done) => this.#client.openssh_forwardOutStreamLocal(path, done)));
   }
 
-  async tcp(host: string, port: number, signal: AbortSignal): Promise<Duplex> {
+  async tcp(host: string, port: number, signal: AbortSignal): Promise<TunnelStream> {
     return this.#stream(await this.#open(signal, (done) => this.#client.forwardOut("127.0.0.1", 0, host, port, done)));
   }
 
@@ -147,7 +149,7 @@ export class Link {
     this.#footing.end();
   }
 
-  #stream(channel: SshChannel): Duplex {
+  #stream(channel: SshChannel): TunnelStream {
     return new TunnelStream(channel, { failure: () => (this.#alive ? undefined : this.lostError()) });
   }
 
@@ -177,9 +179,16 @@ export class Link {
     }
   }
 
-  /** Any answer shows that the far end lives, also the refusal that cancelling an unknown forwarding gets. */
+  /**
+   * Any answer shows that the far end lives, also the refusal that cancelling an unknown forwarding gets. On a slow link it
+   * queues behind megabytes of an upload, and the signs that those arrive are as good.
+   */
   #probe(): void {
-    const timer = setTimeout(() => this.#client.destroy(), keepAliveMillis).unref();
+    const before = this.#footing.heard();
+    const judge = (): void => {
+      if (this.#footing.heard() === before) this.#client.destroy();
+    };
+    const timer = setTimeout(judge, keepAliveMillis).unref();
     this.#guard(
       () => clearTimeout(timer),
       () => this.#client.unforwardIn("127.0.0.1", 1, () => clearTimeout(timer)),

@@ -13,6 +13,8 @@ export interface Ending {
  * writes to a closed channel without an answer, which hangs pipelines.
  */
 export class TunnelStream extends Duplex {
+  /** As of a socket. */
+  bytesRead = 0;
   readonly #channel: SshChannel;
   #closed = false;
   #unwritten: ((error?: Error) => void) | undefined;
@@ -21,6 +23,7 @@ export class TunnelStream extends Duplex {
     super({ allowHalfOpen: true });
     this.#channel = channel;
     channel.on("data", (chunk: Buffer) => {
+      this.bytesRead += chunk.length;
       if (!this.push(chunk)) channel.pause();
     });
     channel.on("error", (error: Error) => this.destroy(error));
