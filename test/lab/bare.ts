@@ -28,11 +28,20 @@ export interface BareHost {
   layer: string;
   /** Path of the package source, the same on this machine and on the host. */
   repository: string;
+  /** Node is among the packages that are absent and offered, in the distribution's own version. */
+  offersNode: boolean;
+}
+
+interface Package {
+  name: string;
+  version: string;
 }
 
 /** Made once for each set of installed packages, and kept. */
 export async function bareHost(): Promise<BareHost> {
-  const packages = await installed();
+  const node = await nodePackages();
+  const others = await installed(absent);
+  const packages = { removed: [...others, ...node.removed], offered: [...others, ...node.offered] };
   const key = createHash("sha256")
     .update(JSON.stringify([version, packages, await machinePackages()]))
     .digest("hex")
@@ -41,21 +50,21 @@ export async function bareHost(): Promise<BareHost> {
   if (!existsSync(directory)) {
     const partial = `${directory}.${process.pid}`;
     try {
-      await makeRepository(join(partial, "repository"), packages);
-      await makeLayer(partial, packages);
+      await makeRepository(join(partial, "repository"), packages.offered);
+      await makeLayer(partial, packages.removed);
       renameSync(partial, directory);
     } finally {
       rmSync(partial, { recursive: true, force: true });
     }
   }
-  return { layer: join(directory, "layer"), repository: "/var/lib/lab-packages" };
+  return { layer: join(directory, "layer"), repository: "/var/lib/lab-packages", offersNode: node.offered.length > 0 };
 }
 
 // raise when the way these are made changes
-const version = 1;
+const version = 2;
 
-async function installed(): Promise<{ name: string; version: string }[]> {
-  const listed = await tryRun(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}|${Package}|${Version}\\n", ...absent]);
+async function installed(names: readonly string[]): Promise<Package[]> {
+  const listed = await tryRun(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}|${Package}|${Version}\\n", ...names]);
   return listed.stdout
     .split("\n")
     .map((line) => line.split("|"))
@@ -63,11 +72,23 @@ async function installed(): Promise<{ name: string; version: string }[]> {
     .map(([, name = "", version = ""]) => ({ name, version }));
 }
 
+/** This machine's Node may come from elsewhere; a fresh Debian has none, and offers its own. */
+async function nodePackages(): Promise<{ removed: Package[]; offered: Package[] }> {
+  const offers = (await tryRun(["apt-cache", "madison", "nodejs"])).stdout.split("\n").map((line) => line.split("|")[1]?.trim() ?? "");
+  const own = offers.find((version) => version.includes("dfsg"));
+  if (own === undefined) return { removed: [], offered: [] };
+  const removed = await installed(["nodejs", "libnode[0-9]*", "node-*"]);
+  const simulated = await run(["apt-get", "-s", "install", "--no-install-recommends", "--allow-downgrades", `nodejs=${own}`]);
+  const added = [...simulated.matchAll(/^Inst (\S+) (?:\[[^\]]*\] )?\((\S+)/gm)].map(([, name = "", version = ""]) => ({ name, version }));
+  const kept = removed.filter(({ name }) => !added.some((it) => it.name === name));
+  return { removed, offered: [...added, ...kept] };
+}
+
 async function machinePackages(): Promise<string> {
   return run(["dpkg-query", "-W", "-f", "${Package} ${Version}\\n"]);
 }
 
-async function makeRepository(directory: string, packages: { name: string; version: string }[]): Promise<void> {
+async function makeRepository(directory: string, packages: readonly Package[]): Promise<void> {
   mkdirSync(directory, { recursive: true });
   const wanted = packages.map((it) => `${it.name}=${it.version}`);
   await run(["apt-get", "download", "-qq", ...wanted], { cwd: directory, timeoutMillis: 300_000 });
@@ -75,7 +96,7 @@ async function makeRepository(directory: string, packages: { name: string; versi
 }
 
 /** The packages are removed in a root of its own, laid over this machine's, so nothing happens here. */
-async function makeLayer(directory: string, packages: { name: string }[]): Promise<void> {
+async function makeLayer(directory: string, packages: readonly Package[]): Promise<void> {
   for (const it of ["layer", "work", "root"]) mkdirSync(join(directory, it), { recursive: true });
   const script = `
     set -e

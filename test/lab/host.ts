@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { CloudletError } from "../../provider/core/errors.ts";
+import type { BareHost } from "./bare.ts";
 import { addressOf, namespaceOf } from "./network.ts";
 import { run, tryRun, type RunOptions, type RunResult } from "./run.ts";
 import {
@@ -174,11 +175,7 @@ export class LabHost {
 const hostEnvironment = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"];
 
 /** Lays out the directory of a new host; its root is filled at its first boot. */
-export async function prepareHost(
-  state: LabState,
-  host: HostState,
-  bare: { layer: string; repository: string } | undefined,
-): Promise<void> {
+export async function prepareHost(state: LabState, host: HostState, bare: BareHost | undefined): Promise<void> {
   const directory = join(labDirectory(state.name), host.name);
   const files = join(directory, "files");
   for (const it of ["upper", "work", "root", "files", "data/cloudlet", "data/lxd"]) mkdirSync(join(directory, it), { recursive: true });
@@ -203,7 +200,8 @@ export async function prepareHost(
     put("repository.list", `deb [trusted=yes] file:${bare.repository} ./\n`);
   }
   // a machine whose Node lives in a home directory still has hosts with a Node
-  if (!existsSync("/usr/bin/node") && !existsSync("/usr/local/bin/node")) copyFileSync(process.execPath, join(files, "node"));
+  if (bare?.offersNode !== true && !existsSync("/usr/bin/node") && !existsSync("/usr/local/bin/node"))
+    copyFileSync(process.execPath, join(files, "node"));
 }
 
 const sshdConfig = `Port 22
