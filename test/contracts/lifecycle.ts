@@ -1,9 +1,9 @@
-import { expect } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import type { Outcome } from "../engine.ts";
 import type { Declaration, GatewayName, Gateways, Kind } from "../gateways.ts";
 
 /** What a row may use: the hosts, the stack, and the declaration that is true so far. */
-export interface Life {
+interface Life {
   gateways: Gateways;
   kind: Kind;
   now: Declaration;
@@ -13,13 +13,39 @@ export interface Life {
   look(change: Partial<Declaration>): Promise<Outcome>;
 }
 
-export interface Row {
+interface Row {
   title: string;
   run(life: Life): Promise<void>;
 }
 
-export function declarationFor(kind: Kind): Declaration {
-  return { gateways: { gw1: { kind }, gw2: { kind } }, at: "gw1" };
+/** What every door must do with every kind: the rows, one after the other, on hosts of their own. */
+export function lifecycleContract(kind: Kind, open: () => Promise<Gateways>): void {
+  let gateways: Gateways;
+  let life: Life;
+  let broken = false;
+
+  beforeAll(async () => {
+    gateways = await open();
+    life = {
+      gateways,
+      kind,
+      now: { gateways: { gw1: { kind }, gw2: { kind } }, at: "gw1" },
+      change: async (change) => {
+        life.now = { ...life.now, ...change };
+        return gateways.up(life.now);
+      },
+      look: (change) => gateways.preview({ ...life.now, ...change }),
+    };
+  });
+  afterAll(() => gateways?.close());
+
+  it.each(lifecycle)("$title", async ({ run }) => {
+    // each row begins where the one before ended, so after a failure the rest says nothing
+    if (broken) throw new Error("an earlier row failed");
+    broken = true;
+    await run(life);
+    broken = false;
+  });
 }
 
 const updated = (outcome: Outcome, name = "counter") =>
@@ -31,7 +57,7 @@ async function unchanged({ gateways, now }: Life): Promise<void> {
 }
 
 /** The life of everything that is declared, in order; every door and every kind goes through the same rows. */
-export const lifecycle: Row[] = [
+const lifecycle: Row[] = [
   {
     title: "create: both gateways are commissioned and the application answers",
     async run({ gateways, change }) {

@@ -26,7 +26,7 @@ const built: { files: RegExp; by: string }[] = [
     files: /^provider\/agent\/(main|serve|drivers|singleInstance|teardown|moves\/verbs|synthesis\/realWorks)\.ts$/,
     by: "test/agent/commission.lab.test.ts",
   },
-  { files: /^provider\/(runtime|functions\/\w+)\.ts$/, by: "test/doors/dynamic/lifecycle.lab.test.ts" },
+  { files: /^provider\/(runtime|functions\/\w+)\.ts$/, by: "test/doors/dynamic/lifecycleKvm.lab.test.ts" },
   { files: /^provider\/cli\/main\.ts$/, by: "test/cli/overlay.lab.test.ts" },
   { files: /^provider\/synthesis\/hydrate\//, by: "test/synthesis/hydrate/program.ts" },
   { files: /^provider\/core\/schema\.ts$/, by: "tools/generate.ts" },
