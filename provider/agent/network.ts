@@ -1,4 +1,4 @@
-import { readFile, rm, stat, mkdir, writeFile } from "node:fs/promises";
+import { readdir, readFile, rm, stat, mkdir, writeFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import path from "node:path";
 import { CloudletError } from "../core/errors.ts";
@@ -8,10 +8,13 @@ import type { Run } from "./process.ts";
 import { subnet } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 
+const hairpinMillis = 2_000;
+
 /** The guests' network: bridge, addresses, published ports. Everything is made again from the records, and removed by `teardown`. */
 export class Network {
   readonly #directory: string;
   readonly #run: Run;
+  #hairpins: NodeJS.Timeout | undefined;
 
   constructor(directory: string, run: Run) {
     this.#directory = directory;
@@ -28,9 +31,13 @@ export class Network {
     if (pid === undefined) await this.#run(["dnsmasq", ...dnsmasqArguments(this.#directory)], { timeoutMillis: 20_000 });
     // dnsmasq reads its list of hosts again
     else process.kill(pid, "SIGHUP");
+    // a guest's port appears when it starts, and again when it restarts by itself
+    this.#hairpins ??= setInterval(() => void allowHairpins(), hairpinMillis).unref();
   }
 
   async teardown(): Promise<void> {
+    clearInterval(this.#hairpins);
+    this.#hairpins = undefined;
     const pid = await this.#dnsmasq();
     if (pid !== undefined) {
       process.kill(pid, "SIGTERM");
@@ -57,12 +64,30 @@ export class Network {
   /** Pid of our dnsmasq if it runs. */
   async #dnsmasq(): Promise<number | undefined> {
     const file = path.join(this.#directory, "dnsmasq.pid");
-    const pid = Number((await readFile(file, "utf8").catch(() => "")).trim());
+    const pid = Number(await textOf(file));
     if (!Number.isInteger(pid) || pid <= 0) return undefined;
     // a pid may have been given to another program since
     const command = await readFile(`/proc/${String(pid)}/cmdline`, "utf8").catch(() => "");
     return command.includes("dnsmasq") && command.includes(file) ? pid : undefined;
   }
+}
+
+/**
+ * Where the kernel shows bridged packets to nftables (br_netfilter), what a guest sends to its own published port is bridged
+ * back instead of routed, and a bridge sends nothing back by the port it came from unless that port is told to.
+ */
+async function allowHairpins(): Promise<void> {
+  if ((await textOf("/proc/sys/net/bridge/bridge-nf-call-iptables")) !== "1") return;
+  const directory = `/sys/class/net/${subnet.bridge}/brif`;
+  for (const port of await readdir(directory).catch(() => [])) {
+    const file = path.join(directory, port, "hairpin_mode");
+    // a guest may end meanwhile
+    if ((await textOf(file)) === "0") await writeFile(file, "1").catch(() => undefined);
+  }
+}
+
+async function textOf(file: string): Promise<string> {
+  return (await readFile(file, "utf8").catch(() => "")).trim();
 }
 
 async function bridgeExists(): Promise<boolean> {
@@ -74,7 +99,7 @@ async function bridgeExists(): Promise<boolean> {
 
 async function setKernel(name: string, value: string): Promise<void> {
   const file = `/proc/sys/${name}`;
-  if ((await readFile(file, "utf8").catch(() => "")).trim() === value) return;
+  if ((await textOf(file)) === value) return;
   try {
     await writeFile(file, value);
   } catch (cause) {

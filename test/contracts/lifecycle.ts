@@ -83,6 +83,17 @@ const lifecycle: Row[] = [
     },
   },
   {
+    title: "a cloudlet reaches its own published port by its gateway's address, like any other machine",
+    async run({ gateways }) {
+      const before = (await gateways.peek("gw1")) ?? -1;
+      const { address } = gateways.lab.hosts.gw1;
+      const ask = `printf "GET / HTTP/1.0\\r\\n\\r\\n" | nc -w 2 ${address} 8080`;
+      await gateways.eventually(async () => {
+        expect(await gateways.exec(["sh", "-c", ask])).toContain(`"counter": ${before + 1}`);
+      }, 10_000);
+    },
+  },
+  {
     title: "update: a published port, without a restart",
     async run({ gateways, change }) {
       const before = (await gateways.peek("gw1")) ?? -1;
