@@ -1,6 +1,6 @@
-import { open, readFile, readdir, rm } from "node:fs/promises";
+import { open, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
-import { isMissing, readJson, writeDurably } from "../../agent/durable.ts";
+import { isMissing, readJson } from "../../agent/durable.ts";
 import { run } from "../../agent/process.ts";
 import { guestUser } from "../../agent/protocol.ts";
 import { CloudletError } from "../../core/errors.ts";
@@ -10,10 +10,10 @@ import { probeConfinement, removeCgroupParents } from "./confinement.ts";
 import { exportParts, importParts, restore, snapshot } from "./copies.ts";
 import { checkGrowth, createOverlay, growDisk } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
-import { exists, guestFiles, launchSchema } from "./guestFiles.ts";
+import { guestFiles, launchSchema } from "./guestFiles.ts";
 import { end, observe, settingsOf, start, stop, suspend } from "./lifecycle.ts";
 import type { Surroundings } from "./launch.ts";
-import { seedOf, writeSeed } from "./seed.ts";
+import { ensureSeed } from "./seed.ts";
 import { freeze } from "./freeze.ts";
 import { exportState, importState } from "./state.ts";
 import { hold, machine, makeOver, resume, settle, startForFreeze } from "./synthesis.ts";
@@ -84,11 +84,7 @@ async function ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded
   if (state === undefined) await createOverlay(files.disk, guest.basePath, guest.spec.resources.diskMib);
   else if (state === "stopped") await growDisk(files.disk, guest.spec.resources.diskMib);
   else await checkGrowth(files.disk, guest.spec.resources.diskMib);
-  const seed = seedOf(guest);
-  if ((await readText(files.seedId)) !== seed.instanceId || !(await exists(files.seed))) {
-    await writeSeed(files.seed, seed, progress.signal);
-    await writeDurably(files.seedId, seed.instanceId, 0o600);
-  }
+  await ensureSeed(guest, progress.signal);
   if (state !== "running" && state !== "suspended") return { restartNeeded: false };
   const launch = await readJson(files.launch, launchSchema);
   return { restartNeeded: launch?.settings !== settingsOf(guest) };
@@ -131,11 +127,4 @@ async function lastLines(guest: Guest, lines: number): Promise<string> {
   } finally {
     await handle.close();
   }
-}
-
-async function readText(path: string): Promise<string | undefined> {
-  return readFile(path, "utf8").catch((error: unknown) => {
-    if (isMissing(error)) return undefined;
-    throw error;
-  });
 }

@@ -16,7 +16,7 @@ import type { Surroundings } from "./launch.ts";
 import { closeMemoryView } from "./memoryView.ts";
 import { answerDhcp, removeOwnNetwork } from "./ownNetwork.ts";
 import { migrationEnded, pause, powerdown, queryStatus, quit, resume } from "./qmpCommands.ts";
-import { seedOf } from "./seed.ts";
+import { ensureSeed, seedOf } from "./seed.ts";
 import { forgetSuspended, saveState, sendState, suspendFile } from "./suspend.ts";
 import { removeTap } from "./tap.ts";
 
@@ -57,6 +57,8 @@ export async function start(guest: Guest, around: Surroundings, progress: Progre
   const place = saved === undefined ? undefined : await mkdtemp("/run/cloudlet-resume-");
   try {
     if (saved === undefined) {
+      // one that was resumed from an overlay never had one of its own
+      await ensureSeed(guest, progress.signal);
       await growDisk(guestFiles(guest).disk, guest.spec.resources.diskMib);
       await writeDurably(guestFiles(guest).launch, JSON.stringify(launch), 0o600);
     }

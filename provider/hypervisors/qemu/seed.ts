@@ -1,9 +1,11 @@
 import { createHash } from "node:crypto";
-import { chmod, mkdtemp, readdir, rename, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { writeDurably } from "../../agent/durable.ts";
 import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest } from "../types.ts";
+import { exists, guestFiles } from "./guestFiles.ts";
 
 /** The files of a NoCloud seed, by name. */
 export interface Seed {
@@ -41,6 +43,16 @@ export async function writeSeed(path: string, seed: Seed, signal: AbortSignal): 
   } finally {
     await rm(directory, { recursive: true, force: true });
   }
+}
+
+/** Has the guest's seed lie where its disk does. */
+export async function ensureSeed(guest: Guest, signal: AbortSignal): Promise<void> {
+  const files = guestFiles(guest);
+  const seed = seedOf(guest);
+  const known = await readFile(files.seedId, "utf8").catch(() => "");
+  if (known === seed.instanceId && (await exists(files.seed))) return;
+  await writeSeed(files.seed, seed, signal);
+  await writeDurably(files.seedId, seed.instanceId, 0o600);
 }
 
 function vendorScript(guest: Pick<Guest, "spec" | "volumes">): string {

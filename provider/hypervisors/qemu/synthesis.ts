@@ -16,7 +16,7 @@ import { copyMemory, openMemoryView } from "./memoryView.ts";
 import { answerDhcp } from "./ownNetwork.ts";
 import { connectQmp } from "./qmp.ts";
 import { blockNodeNames, leaveOutShared, loadFrom, migrationEnded, pause, resume as letRun } from "./qmpCommands.ts";
-import { seedOf, writeSeed } from "./seed.ts";
+import { ensureSeed } from "./seed.ts";
 
 /** What guests are pinned to that other nodes are to resume: under emulation every node has the same processor, else the oldest of today's. */
 const processors: Record<"kvm" | "tcg", Machine["cpu"]> = {
@@ -32,9 +32,7 @@ export async function machine(resources: { cores: number; memoryMib: number }): 
 /** Makes the guest, stopped, over an image; what it would find in a seed is on that image already, but for its volumes. */
 export async function makeOver(guest: Guest, disk: string, progress: Progress): Promise<void> {
   const files = guestFiles(guest);
-  const seed = seedOf(guest);
-  await writeSeed(files.seed, seed, progress.signal);
-  await writeDurably(files.seedId, seed.instanceId, 0o600);
+  await ensureSeed(guest, progress.signal);
   if (!(await exists(files.disk))) await createOverlay(files.disk, disk, guest.spec.resources.diskMib);
 }
 
