@@ -35,12 +35,19 @@ export async function synthesise(
     await driver.synthesis.resume(guest, await services.layers.origin(overlay.digest, context), context);
   } else if (driver.synthesis !== undefined) await driver.synthesis.makeOver(guest, files.disk, context);
   else if (driver.rootDelta !== undefined)
-    await driver.rootDelta.makeFromDelta(guest, { digest: overlay.digest, path: files.delta }, context);
+    await driver.rootDelta.makeFromDelta(guest, { digest: await deltaDigest(services, overlay.digest), path: files.delta }, context);
   else throw lacks(id);
   const whole: SynthesisRecord = lazy ? synthesis : { ...synthesis, wholeMillis: Date.now() - prepared.beganAt };
   const made = await services.records.update(id, (it) => ({ ...it, restartPending: false, synthesis: { ...it.synthesis, ...whole } }));
   context.step("synthesised");
   return made ?? record;
+}
+
+/** The driver compares the delta's own bytes, which the overlay's digest does not tell. */
+async function deltaDigest({ layers }: Services, overlay: string): Promise<string> {
+  const delta = (await layers.manifest(overlay)).files.find(({ name }) => name === "delta");
+  if (delta !== undefined) return delta.digest;
+  throw new CloudletError("INTEGRITY", `overlay ${overlay.slice(0, 12)} has no delta of a root file system`, { fix: "build it anew" });
 }
 
 /** Removes what an attempt that cannot succeed has made of a cloudlet that never was. */

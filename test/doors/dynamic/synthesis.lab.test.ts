@@ -10,9 +10,11 @@ interface Wanted {
   overlay?: boolean;
   /** Gateways that have a cloudlet of the overlay. */
   at?: GatewayName[];
+  /** The base keeps its memory too, and the second gateway has a cloudlet that starts from that alone. */
+  memory?: boolean;
 }
 
-function program({ lab, images, sdk }: Gateways, kind: Kind, { image, overlay, at = [] }: Wanted): PulumiFn {
+function program({ lab, images, sdk }: Gateways, kind: Kind, { image, overlay, at = [], memory }: Wanted): PulumiFn {
   return async () => {
     const hypervisorOn = (name: GatewayName) => {
       const { host, privateKey, hostKey, user } = lab.hosts[name].connection;
@@ -21,13 +23,17 @@ function program({ lab, images, sdk }: Gateways, kind: Kind, { image, overlay, a
     const hypervisors = { gw1: hypervisorOn("gw1"), gw2: hypervisorOn("gw2") };
     if (!image) return {};
     const file = kind === "kvm" ? images.vm : images.container;
-    const base = new sdk.BaseImage("counter-base", { file, nodes: [hypervisors.gw1, hypervisors.gw2] });
     const ready = { http: { port: 8080, path: "/peek" }, timeoutSeconds: 60 };
+    const base = new sdk.BaseImage("counter-base", {
+      file,
+      nodes: [hypervisors.gw1, hypervisors.gw2],
+      ...(memory && { memory: { sizeMib: 192, ready } }),
+    });
     if (!overlay) return { placements: base.placements, digest: base.digest };
     const application = new sdk.Overlay("counter", {
       base,
       builder: hypervisors.gw1,
-      resources: { memoryMib: 192 },
+      ...(!memory && { resources: { memoryMib: 192 } }),
       files: [{ path: "/etc/greeting", content: "hello\n" }],
       ready,
     });
@@ -36,7 +42,9 @@ function program({ lab, images, sdk }: Gateways, kind: Kind, { image, overlay, a
       const hypervisor = hypervisors[name];
       return new sdk.Cloudlet(`on-${name}`, { cluster, hypervisor, base, overlay: application, ports: [{ port: 8080 }], ready });
     });
+    const plain = memory && new sdk.Cloudlet("plain", { cluster, hypervisor: hypervisors.gw2, base, ports: [{ port: 8080 }], ready });
     return {
+      plain: plain && plain.provision,
       placements: base.placements,
       overlay: application.digest,
       overlayBytes: application.bytes,
@@ -45,48 +53,77 @@ function program({ lab, images, sdk }: Gateways, kind: Kind, { image, overlay, a
   };
 }
 
+/** A stack over two gateways of one kind. */
+class Synthesis {
+  readonly #kind: Kind;
+  readonly gateways: Gateways;
+
+  constructor(kind: Kind, gateways: Gateways) {
+    this.#kind = kind;
+    this.gateways = gateways;
+  }
+
+  up(wanted: Wanted): Promise<Outcome> {
+    return this.gateways.stack.up(program(this.gateways, this.#kind, wanted));
+  }
+
+  preview(wanted: Wanted): Promise<Outcome> {
+    return this.gateways.stack.preview(program(this.gateways, this.#kind, wanted));
+  }
+
+  /** The same program changes nothing, before and after a refresh. */
+  async settled(wanted: Wanted): Promise<void> {
+    const again = await this.up(wanted);
+    expect({ ok: again.ok, steps: steps(again) }, again.text).toEqual({ ok: true, steps: [] });
+    const refreshed = await this.gateways.stack.refresh();
+    expect(refreshed, refreshed.text).toMatchObject({ ok: true });
+    const shown = await this.preview(wanted);
+    expect({ ok: shown.ok, steps: steps(shown) }, shown.text).toEqual({ ok: true, steps: [] });
+  }
+
+  /** Everything goes, and nothing is left on the gateways. */
+  async leavesNothing(): Promise<void> {
+    const outcome = await this.gateways.stack.destroy();
+    expect(outcome, outcome.text).toMatchObject({ ok: true });
+    for (const gateway of ["gw1", "gw2"] as const) {
+      const left = "ls -A /var/lib/cloudlet 2>/dev/null; ip netns list; nft list tables; ip -br link show type bridge; true";
+      expect(await this.gateways.lab.hosts[gateway].run(left)).toBe("");
+    }
+  }
+}
+
+const steps = ({ steps }: Outcome): string[] => steps.filter(({ op }) => op !== "same").map(({ op, name }) => `${op} ${name}`);
+const provisions = ({ outputs }: Outcome): Provision[] => outputs["provisions"] as Provision[];
+
 describe.each(["kvm", "lxd"] as const)("a %s cloudlet by synthesis", (kind) => {
   let gateways: Gateways;
+  let of: Synthesis;
   beforeAll(async () => {
     gateways = await openGateways(`synth${kind}`, kind === "lxd" ? { lxd: ["gw1", "gw2"] } : {});
+    of = new Synthesis(kind, gateways);
   });
   afterAll(async () => {
     await gateways?.stack.destroy();
     await gateways?.close();
   });
 
-  const up = (wanted: Wanted): Promise<Outcome> => gateways.stack.up(program(gateways, kind, wanted));
-  const preview = (wanted: Wanted): Promise<Outcome> => gateways.stack.preview(program(gateways, kind, wanted));
-  const steps = ({ steps }: Outcome): string[] => steps.filter(({ op }) => op !== "same").map(({ op, name }) => `${op} ${name}`);
-  const provisions = ({ outputs }: Outcome): Provision[] => outputs["provisions"] as Provision[];
-
-  /** The same program changes nothing, before and after a refresh. */
-  async function settled(wanted: Wanted): Promise<void> {
-    const again = await up(wanted);
-    expect({ ok: again.ok, steps: steps(again) }, again.text).toEqual({ ok: true, steps: [] });
-    const refreshed = await gateways.stack.refresh();
-    expect(refreshed, refreshed.text).toMatchObject({ ok: true });
-    const shown = await preview(wanted);
-    expect({ ok: shown.ok, steps: steps(shown) }, shown.text).toEqual({ ok: true, steps: [] });
-  }
-
   it("a base goes to the first gateway from the operator, and to the second from the first", async () => {
-    const made = await up({ image: true });
+    const made = await of.up({ image: true });
     expect(made, made.text).toMatchObject({ ok: true });
     const placements = made.outputs["placements"] as { node: string; bytesTransferred: number; from: string }[];
     expect(placements.map(({ node, from }) => `${node} from ${from}`).sort()).toEqual(["gw1 from operator", "gw2 from gw1"]);
     expect(new Set(placements.map(({ bytesTransferred }) => bytesTransferred)).size).toBe(1);
-    await settled({ image: true });
+    await of.settled({ image: true });
   });
 
   it("a base that vanished from a gateway shows in refresh, and up brings it back through the operator where the link is cut", async () => {
     await gateways.lab.hosts.gw2.run("rm -rf /var/lib/cloudlet/images /var/lib/cloudlet/store/*");
     await gateways.stack.refresh();
-    const shown = await preview({ image: true });
+    const shown = await of.preview({ image: true });
     expect(steps(shown), shown.text).toEqual(["update counter-base"]);
     await gateways.lab.cutBetween("gw1", "gw2");
     try {
-      const repaired = await up({ image: true });
+      const repaired = await of.up({ image: true });
       expect(repaired, repaired.text).toMatchObject({ ok: true });
       expect(repaired.outputs["placements"]).toContainEqual(expect.objectContaining({ node: "gw2", from: "gw1" }));
     } finally {
@@ -96,17 +133,22 @@ describe.each(["kvm", "lxd"] as const)("a %s cloudlet by synthesis", (kind) => {
 
   it("an overlay is built once, and a cloudlet on its builder starts from what is there", async () => {
     const wanted: Wanted = { image: true, overlay: true, at: ["gw1"] };
-    const made = await up(wanted);
+    const made = await of.up(wanted);
     expect(made, made.text).toMatchObject({ ok: true });
     const [provision] = provisions(made);
     expect(provision, provision?.reason).toMatchObject({ rung: kind === "kvm" ? "resume" : "boot", bytesTransferred: 0, verified: true });
     expect(await gateways.visit("gw1")).toBeGreaterThan(0);
-    await settled(wanted);
+    await of.settled(wanted);
   });
 
   it("a second one on the other gateway answers while the overlay is still coming, and is whole when up returns", async () => {
     const wanted: Wanted = { image: true, overlay: true, at: ["gw1", "gw2"] };
-    const made = await up(wanted);
+    const shown = await of.preview(wanted);
+    expect(steps(shown), shown.text).toEqual(["create on-gw2"]);
+    expect(shown.diagnostics).toMatch(
+      kind === "kvm" ? /starts from its overlay: it resumes/ : /starts by boot: a container has no saved memory/,
+    );
+    const made = await of.up(wanted);
     expect(made, made.text).toMatchObject({ ok: true });
     const [, provision] = provisions(made);
     expect(provision, provision?.reason).toMatchObject({ rung: kind === "kvm" ? "lazy" : "boot", verified: true });
@@ -114,7 +156,7 @@ describe.each(["kvm", "lxd"] as const)("a %s cloudlet by synthesis", (kind) => {
     expect(await gateways.visit("gw2")).toBeGreaterThan(0);
     expect(await gateways.visit("gw1")).toBeGreaterThan(0);
     console.table(provisions(made));
-    await settled(wanted);
+    await of.settled(wanted);
   });
 
   it("and goes on when the gateway that it came from is gone", async () => {
@@ -128,14 +170,37 @@ describe.each(["kvm", "lxd"] as const)("a %s cloudlet by synthesis", (kind) => {
   });
 
   it("delete leaves nothing", async () => {
-    const removed = await up({ image: true });
+    const removed = await of.up({ image: true });
     expect(removed, removed.text).toMatchObject({ ok: true });
     expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 0]);
-    const outcome = await gateways.stack.destroy();
-    expect(outcome, outcome.text).toMatchObject({ ok: true });
-    for (const gateway of ["gw1", "gw2"] as const) {
-      const left = "ls -A /var/lib/cloudlet 2>/dev/null; ip netns list; nft list tables; ip -br link show type bridge; true";
-      expect(await gateways.lab.hosts[gateway].run(left)).toBe("");
-    }
+    await of.leavesNothing();
   });
+});
+
+describe("a base with memory", () => {
+  let gateways: Gateways;
+  let of: Synthesis;
+  beforeAll(async () => {
+    gateways = await openGateways("synthmem");
+    of = new Synthesis("kvm", gateways);
+  });
+  afterAll(async () => {
+    await gateways?.stack.destroy();
+    await gateways?.close();
+  });
+
+  it("is booted once; an overlay over it and a cloudlet without an application both resume", async () => {
+    const wanted: Wanted = { image: true, memory: true, overlay: true, at: ["gw1"] };
+    const made = await of.up(wanted);
+    expect(made, made.text).toMatchObject({ ok: true });
+    const [provision] = provisions(made);
+    expect(provision, provision?.reason).toMatchObject({ rung: "resume", bytesTransferred: 0 });
+    expect(made.outputs["plain"]).toMatchObject({ rung: "resume", bytesTransferred: 0 });
+    expect(await gateways.visit("gw1")).toBeGreaterThan(0);
+    expect(await gateways.visit("gw2")).toBeGreaterThan(0);
+    console.table([...provisions(made), made.outputs["plain"]]);
+    await of.settled(wanted);
+  });
+
+  it("delete leaves nothing", () => of.leavesNothing());
 });
