@@ -42,9 +42,15 @@ export async function readBlocks({ handles, sources, blocks }: BlockSource, numb
 }
 
 async function copySpan(handle: FileHandle | undefined, span: Span, answer: Buffer): Promise<void> {
-  const buffer = Buffer.alloc((span.end - span.start) * blockBytes);
+  const bytes = (span.end - span.start) * blockBytes;
+  const [first] = span.wanted[0] ?? [0];
+  // without gaps, it goes straight to where it belongs
+  const isDense = span.wanted.length * blockBytes === bytes;
+  const buffer = isDense ? answer.subarray(first * blockBytes, first * blockBytes + bytes) : Buffer.allocUnsafe(bytes);
+  const { bytesRead = 0 } = (await handle?.read(buffer, 0, bytes, span.start * blockBytes)) ?? {};
   // beyond the end of an image there are zeros
-  await handle?.read(buffer, 0, buffer.length, span.start * blockBytes);
+  buffer.fill(0, bytesRead);
+  if (isDense) return;
   for (const [position, block] of span.wanted) {
     const at = (block - span.start) * blockBytes;
     buffer.copy(answer, position * blockBytes, at, at + blockBytes);

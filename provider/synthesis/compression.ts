@@ -7,7 +7,7 @@ export type Effort = "quick" | "small";
 const quickLevel = "-1";
 const smallLevel = "-19";
 const laterLevel = "-9";
-const smallBytes = 64 * 1024 * 1024;
+const smallBytes = 32 * 1024 * 1024;
 const worthwhile = 0.9;
 
 /** Chooses how well each chunk is compressed: most effort for what comes first, none for what does not shrink. */

@@ -4,7 +4,7 @@ import { type ArrivingOptions, ArrivingLayer } from "./arrivingLayer.ts";
 import type { Progress } from "./sealTypes.ts";
 
 // in flight at a time: enough to keep two processes busy
-const windowBytes = 32 * 1024 * 1024;
+const windowBytes = 16 * 1024 * 1024;
 
 /** Makes a layer from an overlay whose pack is here; a damaged one leaves nothing behind. Run again, it goes on. */
 export async function materialise(options: ArrivingOptions & { pack: string }, progress: Progress): Promise<void> {

@@ -81,6 +81,16 @@ describe("sealing", () => {
   });
 });
 
+it.skipIf(!hasQemuImg)("a sparse image is sealed like one that is written out (skipped where there is no qemu-img)", async () => {
+  const sparse = path.join(directory, "sparse");
+  qemuImg("convert", "-S", "4k", "-O", "raw", path.join(directory, "memory.raw"), sparse);
+  const { memory, ...rest } = world.input;
+  if (memory === undefined) throw new Error("the world has a memory");
+  const one = await seal(world.input, progress);
+  const other = await seal({ ...rest, directory: `${rest.directory}2`, memory: { ...memory, current: sparse } }, progress);
+  expect(other.digest).toBe(one.digest);
+});
+
 /** Bytes of the memory's data clusters. */
 function dataBytes(layer: ArrivingLayer): number {
   const { stored } = layer.overlay.images.memory ?? { stored: [] };
