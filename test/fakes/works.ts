@@ -7,12 +7,15 @@ import { layerFiles } from "../../provider/synthesis/layerFiles.ts";
 import { manifestSchema } from "../../provider/synthesis/manifest.ts";
 import type { Manifest } from "../../provider/synthesis/manifest.ts";
 import type { OverlayIndex, OverlayPaths } from "../../provider/synthesis/overlay.ts";
+import type { ReorderInput } from "../../provider/synthesis/reorder.ts";
 import type { Sealed, SealInput, Touch } from "../../provider/synthesis/sealTypes.ts";
 
 interface FakeHydrator {
   task: HydratorTask;
   state: Hydration;
 }
+
+type Written = Pick<SealInput, "directory" | "kind" | "base" | "parent" | "diskMib" | "machine" | "network" | "touched">;
 
 /** Layers whose files only name their overlay, and hydrators that are told by the test what has arrived. They outlive the agent, like real ones. */
 export class FakeWorks implements Works {
@@ -35,21 +38,14 @@ export class FakeWorks implements Works {
     return Promise.resolve(4096);
   }
 
-  async seal({ directory, kind, base, parent, diskMib, machine, network, touched }: SealInput): Promise<Sealed> {
-    this.calls.push(touched === undefined ? "seal" : "seal in order");
-    const order = JSON.stringify(touched ?? []);
-    const index = await blob(directory, `index of ${base} ${order}`);
-    const pack = await blob(directory, `pack of ${base} ${order}`);
-    const manifest: Manifest = manifestSchema.parse({
-      format: "cloudlet-overlay/1",
-      ...{ kind, base, diskMib, machine, network, parent },
-      ...(machine && { memory: image(machine.memoryMib), disk: image(diskMib) }),
-      index: pick(index),
-      pack: { ...pick(pack), chunks: [{ offset: 0, ...pick(pack), rawBytes: 4096 }], touched: 0 },
-      files: [],
-    });
-    const sealed = await blob(directory, JSON.stringify(manifest));
-    return { digest: sealed.digest, manifest, blobs: [index, pack, sealed] };
+  async seal(input: SealInput): Promise<Sealed> {
+    this.calls.push("seal");
+    return this.#write(input);
+  }
+
+  async reorder({ manifest, directory, touched }: ReorderInput): Promise<Sealed> {
+    this.calls.push("reorder");
+    return this.#write({ ...manifestSchema.parse(JSON.parse(await readFile(manifest, "utf8"))), directory, touched });
   }
 
   withRawView<T>({ file }: { file: string }, _signal: AbortSignal, work: (rawPath: string) => Promise<T>): Promise<T> {
@@ -96,6 +92,22 @@ export class FakeWorks implements Works {
     await writeFile(layerFiles(directory).pack, pack);
     await writeLayer(directory, hydrator.task.digest);
     this.say(directory, { present: 100, transferred: 100, state: "complete" });
+  }
+
+  async #write({ directory, kind, base, parent, diskMib, machine, network, touched }: Written): Promise<Sealed> {
+    const order = JSON.stringify(touched ?? []);
+    const index = await blob(directory, `index of ${base} ${order}`);
+    const pack = await blob(directory, `pack of ${base} ${order}`);
+    const manifest: Manifest = manifestSchema.parse({
+      format: "cloudlet-overlay/1",
+      ...{ kind, base, diskMib, machine, network, parent },
+      ...(machine && { memory: image(machine.memoryMib), disk: image(diskMib) }),
+      index: pick(index),
+      pack: { ...pick(pack), chunks: [{ offset: 0, ...pick(pack), rawBytes: 4096 }], touched: 0 },
+      files: [],
+    });
+    const sealed = await blob(directory, JSON.stringify(manifest));
+    return { digest: sealed.digest, manifest, blobs: [index, pack, sealed] };
   }
 }
 

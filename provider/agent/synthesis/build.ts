@@ -74,12 +74,11 @@ async function buildMachine(build: Build): Promise<string> {
     const frozen = await driver.synthesis.freeze(guest, context);
     context.step("frozen");
     const network = origin?.network ?? record.network;
-    const seal = (touched?: Touch[]): Promise<string> => sealMachine(build, { built, frozen, network, touched });
-    const draft = await seal();
+    const draft = await sealMachine(build, { built, frozen, network });
     context.step("sealed");
     const touched = await firstTouches(build, draft);
     context.step("tried");
-    const digest = touched.length === 0 ? draft : await seal(touched);
+    const digest = await packAnew(build, { draft, touched, parent: guest.directory });
     if (digest !== draft) await services.layers.remove(draft);
     context.step("packed");
     return digest;
@@ -90,10 +89,9 @@ interface Sealing {
   built: BuildGuest;
   frozen: Frozen;
   network: { mac: string; address: string };
-  touched: Touch[] | undefined;
 }
 
-async function sealMachine(build: Build, { built, frozen, network, touched }: Sealing): Promise<string> {
+async function sealMachine(build: Build, { built, frozen, network }: Sealing): Promise<string> {
   const { services, makings, context } = build;
   const { works, layers, store } = services;
   const { kind, base, parent, resources, ready } = makings;
@@ -120,7 +118,6 @@ async function sealMachine(build: Build, { built, frozen, network, touched }: Se
             { name: "state", path: frozen.state },
             { name: "seed", path: frozen.seed },
           ],
-          touched,
         });
       return below === undefined ? sealAll() : view({ file: below.memory, format: "qcow2" }, signal, sealAll);
     }),
@@ -180,12 +177,23 @@ async function buildContainer(build: Build): Promise<string> {
   });
 }
 
-/** Seals, and puts the blobs into the store. Returns the overlay's digest. */
-async function sealInto({ services, context }: Build, parent: string, input: Omit<SealInput, "directory">): Promise<string> {
+/** The draft, packed for good: in the order in which it was read, from the layer that was tried. */
+async function packAnew(build: Build, { draft, touched, parent }: { draft: string; touched: Touch[]; parent: string }): Promise<string> {
+  const { layers, works } = build.services;
+  const [paths, layer] = [await layers.paths(draft), layers.directoryOf(draft)];
+  return intoStore(build, parent, (directory) => works.reorder({ ...paths, layer, touched, directory }, build.context));
+}
+
+async function sealInto(build: Build, parent: string, input: Omit<SealInput, "directory">): Promise<string> {
+  return intoStore(build, parent, (directory) => build.services.works.seal({ ...input, directory }, build.context));
+}
+
+/** Puts what `write` writes into a directory into the store. Returns the overlay's digest. */
+async function intoStore({ services }: Build, parent: string, write: (directory: string) => Promise<Sealed>): Promise<string> {
   const directory = join(parent, "sealed");
   await rm(directory, { recursive: true, force: true });
   await mkdir(directory, { recursive: true });
-  const sealed: Sealed = await services.works.seal({ ...input, directory }, context);
+  const sealed = await write(directory);
   for (const { digest, path } of sealed.blobs) await services.store.adopt(digest, path);
   await rm(directory, { recursive: true, force: true });
   return sealed.digest;

@@ -44,12 +44,12 @@ export class Layers {
 
   /** The same, checked together with its index. */
   async read(digest: string): Promise<Manifest> {
-    return (await this.#parts.works.readOverlay(await this.#paths(digest))).manifest;
+    return (await this.#parts.works.readOverlay(await this.paths(digest))).manifest;
   }
 
   /** Each of its blobs is here and has its digest; the message names the part that has not. */
   async requireAll(digest: string): Promise<void> {
-    const { manifest } = await this.#parts.works.readOverlay(await this.#paths(digest));
+    const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
     await this.#path("pack", digest, manifest.pack.digest);
     if (manifest.parent !== undefined) await this.requireAll(manifest.parent);
   }
@@ -63,7 +63,7 @@ export class Layers {
     await this.#inTurn(digest, async () => {
       if (await this.isWhole(digest)) return;
       const { store, works } = this.#parts;
-      const paths = await this.#paths(digest);
+      const paths = await this.paths(digest);
       const { manifest } = await works.readOverlay(paths);
       const below = await this.#below(manifest, progress);
       const pack = await this.#path("pack", digest, manifest.pack.digest);
@@ -85,7 +85,7 @@ export class Layers {
     await this.#inTurn(digest, async () => {
       if (await this.isWhole(digest)) return;
       const { store, works } = this.#parts;
-      const paths = await this.#paths(digest);
+      const paths = await this.paths(digest);
       const { manifest } = await works.readOverlay(paths);
       const below = await this.#below(manifest, progress);
       await store.requireSpace(rawBytes(manifest) + manifest.pack.bytes);
@@ -104,7 +104,7 @@ export class Layers {
 
   /** What a guest is resumed from: the layer's files, or the socket where they are still arriving. */
   async origin(digest: string, progress: Progress): Promise<Origin> {
-    const { manifest } = await this.#parts.works.readOverlay(await this.#paths(digest));
+    const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
     const { machine, network } = manifest;
     if (machine === undefined || network === undefined)
       throw new CloudletError("BUG", `overlay ${digest.slice(0, 12)} holds no memory to resume from`);
@@ -118,7 +118,7 @@ export class Layers {
   /** A whole layer, served so that the order of first reads is written down. */
   async recording(digest: string, record: string, progress: Progress): Promise<Origin> {
     const whole = await this.origin(digest, progress);
-    const paths = await this.#paths(digest);
+    const paths = await this.paths(digest);
     const { manifest } = await this.#parts.works.readOverlay(paths);
     const below = await this.#below(manifest, progress);
     const directory = this.directoryOf(digest);
@@ -139,14 +139,14 @@ export class Layers {
       await this.#endHydrator(directory);
       const { pack } = layerFiles(directory);
       if (!(await this.isWhole(digest)) || !(await exists(pack))) return;
-      const { manifest } = await works.readOverlay(await this.#paths(digest));
+      const { manifest } = await works.readOverlay(await this.paths(digest));
       await store.adopt(manifest.pack.digest, pack);
     });
   }
 
   async verify(digest: string, progress: Progress): Promise<number> {
     await this.make(digest, progress);
-    const { manifest } = await this.#parts.works.readOverlay(await this.#paths(digest));
+    const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
     return this.#parts.works.verifyLayer(this.directoryOf(digest), manifest, progress);
   }
 
@@ -188,7 +188,8 @@ export class Layers {
     return { disk: { file, format: await this.#parts.works.imageFormat(file, progress.signal) } };
   }
 
-  async #paths(digest: string): Promise<OverlayPaths> {
+  /** Where the overlay's manifest and index are. */
+  async paths(digest: string): Promise<OverlayPaths> {
     const { index } = await this.manifest(digest);
     return { digest, manifest: await this.#path("manifest", digest, digest), index: await this.#path("index", digest, index.digest) };
   }

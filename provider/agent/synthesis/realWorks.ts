@@ -10,6 +10,7 @@ import { imageNames, layerFiles } from "../../synthesis/layerFiles.ts";
 import type { ImageName } from "../../synthesis/layerFiles.ts";
 import { materialise } from "../../synthesis/materialise.ts";
 import { readOverlay } from "../../synthesis/overlay.ts";
+import { reorder } from "../../synthesis/reorder.ts";
 import { seal } from "../../synthesis/seal.ts";
 import type { Progress } from "../../synthesis/sealTypes.ts";
 import { rawView } from "../drivers.ts";
@@ -28,6 +29,7 @@ export const works: Works = {
   readOverlay,
   materialise,
   seal,
+  reorder,
   withRawView: rawView,
   async imageFormat(file, signal) {
     const { stdout } = await run(["qemu-img", "info", "--force-share", "--output=json", file], { timeoutMillis: 30_000, signal });

@@ -2,6 +2,7 @@ import type { Offer } from "../protocol.ts";
 import type { LayersBelow } from "../../synthesis/layerFiles.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import type { OverlayIndex, OverlayPaths } from "../../synthesis/overlay.ts";
+import type { ReorderInput } from "../../synthesis/reorder.ts";
 import type { Progress, Sealed, SealInput, Touch } from "../../synthesis/sealTypes.ts";
 
 /** What a hydrator is told: which layer arrives, over what, and who has it. */
@@ -32,6 +33,7 @@ export interface Works {
   /** Compares the recombined images with the digests in the manifest; returns the bytes compared. */
   verifyLayer(directory: string, manifest: Manifest, progress: Progress): Promise<number>;
   seal(input: SealInput, progress: Progress): Promise<Sealed>;
+  reorder(input: ReorderInput, progress: Progress): Promise<Sealed>;
   /** Shows an image, with everything that it stands on, as one raw file for as long as `work` lasts. */
   withRawView<T>(image: { file: string; format: string }, signal: AbortSignal, work: (rawPath: string) => Promise<T>): Promise<T>;
   imageFormat(file: string, signal: AbortSignal): Promise<string>;
