@@ -7,7 +7,7 @@ import type { Progress, SealInput, Sealed } from "../../provider/synthesis/sealT
 export const mib = 1024 * 1024;
 export const blockBytes = 4096;
 export const hasQemuImg = spawnSync("qemu-img", ["--version"]).status === 0;
-export const progress: Progress = { signal: AbortSignal.timeout(60_000), status: () => undefined };
+export const progress: Progress = { signal: new AbortController().signal, status: () => undefined };
 
 /** Runs qemu-img; its words where it fails. */
 export function qemuImg(...args: string[]): string {
