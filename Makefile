@@ -3,7 +3,7 @@ SHELL := /bin/bash
 node := node_modules/.bin/node
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test check build lab lab-down clean modules machine engine
+.PHONY: help demo test check build bench-synthesis lab lab-down clean modules machine engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ check: modules ## types, lint, style, unit tests, generated files equal (no root
 
 build: modules ## make dist/
 	@npm run --silent build
+
+bench-synthesis: machine modules build ## measure the start of cloudlets from overlays (root, long; ARGS=--help)
+	@$(node) test/bench/synthesis.ts $(ARGS)
 
 lab: machine modules build ## start a lab of four hosts and leave it running (root)
 	@$(node) test/lab/cli.ts up

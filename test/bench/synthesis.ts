@@ -1,0 +1,330 @@
+import { createHash } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { mkdir, stat, writeFile } from "node:fs/promises";
+import { cpus, totalmem } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
+import type { AgentClient } from "../../provider/agent/clientTypes.ts";
+import { guestName, type InstanceSpec, type OverlayStatus, type Provision } from "../../provider/agent/protocol.ts";
+import { buildImages } from "../../tools/images/images.ts";
+import { openCommissionBench, type CommissionBench } from "../agent/commissionBench.ts";
+import { barChart } from "./chart.ts";
+import { applications, guestResources, workload, type Application } from "./workload.ts";
+
+const help = `Measures how fast a cloudlet starts on a gateway from an overlay, beside what one does without: copy the whole
+image and boot, or copy the whole state and resume. Real QEMU on lab hosts; needs root.
+
+  make bench-synthesis [ARGS="--overlays idle,OBJECT --links 5,25,0 --no-baselines"]
+
+  --overlays    ${Object.keys(applications).join(", ")} (default: all)
+  --links       Mbit/s, 0 = as fast as it goes (default: 5,10,25,38,100,0)
+  --no-baselines  leave out the two copies
+  --out         directory of the report (default: docs/benchmarks)`;
+
+const { values } = parseArgs({
+  options: {
+    overlays: { type: "string", default: Object.keys(applications).join(",") },
+    links: { type: "string", default: "5,10,25,38,100,0" },
+    baselines: { type: "boolean", default: true },
+    out: { type: "string", default: join(import.meta.dirname, "../../docs/benchmarks") },
+    help: { type: "boolean", default: false },
+  },
+  allowNegative: true,
+});
+if (values.help) {
+  console.log(help);
+  process.exit(0);
+}
+const chosen = values.overlays.split(",").filter((name): name is Application => name in applications);
+const links = values.links.split(",").map(Number);
+
+type Hosts = "gw1" | "gw2" | "subscriber";
+type Bench = CommissionBench<Hosts>;
+const owner = "benchmarks/synthesis";
+const cloudlet = "bench/application";
+
+interface Cell {
+  overlay: Application;
+  mbit: number;
+  way: "overlay local" | "overlay remote" | "full image, boot" | "full state, resume";
+  rung: string;
+  bytes: number;
+  floorSeconds: number;
+  firstReplySeconds: number;
+  totalSeconds: number;
+}
+
+const linkName = (mbit: number): string => (mbit === 0 ? "unshaped" : `${mbit} Mbit/s`);
+const floorOf = (bytes: number, mbit: number): number => (mbit === 0 ? 0 : (bytes * 8) / (mbit * 1e6));
+
+/** The subscriber asks every 20 ms; resolves with the moment of its first answer. */
+function firstReply(bench: Bench, signal: AbortSignal): Promise<number> {
+  return (async () => {
+    for (;;) {
+      signal.throwIfAborted();
+      const { stdout } = await bench.lab.hosts.subscriber.exec([
+        "curl",
+        "-s",
+        "-m",
+        "2",
+        `http://${bench.lab.hosts.gw2.address}:8080/peek`,
+      ]);
+      if (stdout.includes("counter")) return performance.now();
+      await sleep(20);
+    }
+  })();
+}
+
+function specOf(base: string, overlay: OverlayStatus | undefined): InstanceSpec {
+  return {
+    id: cloudlet,
+    owner,
+    kind: "kvm",
+    state: "running",
+    base: { digest: base },
+    resources: guestResources,
+    ports: [{ port: 8080, hostPort: 8080, protocol: "tcp" }],
+    files: [],
+    environment: {},
+    volumes: [],
+    stateFiles: [],
+    ready: { http: { port: 8080, path: "/peek" }, timeoutSeconds: 600 },
+    ...(overlay && { overlay: { digest: overlay.digest }, hydrate: { timeoutSeconds: 3600, onTimeout: "wait" as const } }),
+  };
+}
+
+interface Nodes {
+  bench: Bench;
+  gw1: AgentClient;
+  gw2: AgentClient;
+  base: string;
+  memory: OverlayStatus;
+}
+
+/** Starts the cloudlet on gateway 2 and measures from outside; then removes it. */
+async function measureStart(
+  { bench, gw1, gw2 }: Nodes,
+  spec: InstanceSpec,
+  offered: readonly string[],
+): Promise<{ firstReplySeconds: number; totalSeconds: number; provision: Provision | undefined }> {
+  const offers = offered.length === 0 ? [] : [{ node: "gw1", ...(await gw1.run("blobs.offer", { digests: [...offered], seconds: 7200 })) }];
+  const ending = new AbortController();
+  const began = performance.now();
+  const reply = firstReply(bench, ending.signal);
+  reply.catch(() => undefined);
+  try {
+    const status = await gw2.run("instance.apply", { spec, fresh: true, offers }, { timeoutMillis: 7_200_000 });
+    const totalSeconds = (performance.now() - began) / 1000;
+    const firstReplySeconds = ((await reply) - began) / 1000;
+    return { firstReplySeconds, totalSeconds: Math.max(totalSeconds, firstReplySeconds), provision: status.provision };
+  } finally {
+    ending.abort();
+    await gw2.run("instance.remove", { id: cloudlet, owner });
+  }
+}
+
+/** What another run left of an overlay on gateway 2 is removed, so that it is remote again. */
+async function forget({ gw2 }: Nodes, overlay: OverlayStatus): Promise<void> {
+  await gw2.run("overlay.keep", { name: "measured", owner, digest: overlay.digest }).catch(() => undefined);
+  await gw2.run("overlay.release", { name: "measured", owner }).catch(() => undefined);
+}
+
+async function measureOverlay(nodes: Nodes, name: Application, overlay: OverlayStatus): Promise<Cell[]> {
+  const cells: Cell[] = [];
+  const spec = specOf(nodes.base, overlay);
+  for (const mbit of links) {
+    await forget(nodes, overlay);
+    await nodes.bench.lab.shape("gw2", mbit === 0 ? {} : { mbit });
+    const { provision, ...times } = await measureStart(nodes, spec, [overlay.digest]);
+    await nodes.bench.lab.shape("gw2", {});
+    const bytes = provision?.bytesTransferred ?? 0;
+    cells.push(
+      note({
+        overlay: name,
+        mbit,
+        way: "overlay remote",
+        rung: provision?.rung ?? "?",
+        bytes,
+        floorSeconds: floorOf(bytes, mbit),
+        ...times,
+      }),
+    );
+  }
+  const { provision, ...times } = await measureStart(nodes, spec, []);
+  cells.push(note({ overlay: name, mbit: 0, way: "overlay local", rung: provision?.rung ?? "?", bytes: 0, floorSeconds: 0, ...times }));
+  return cells;
+}
+
+/** What one does without overlays: the whole disk image, or disk and compressed memory, is copied; then it boots or resumes. */
+async function measureCopies(nodes: Nodes, name: Application, overlay: OverlayStatus): Promise<Cell[]> {
+  const { bench, gw1, gw2 } = nodes;
+  const host = bench.lab.hosts.gw1;
+  const directory = `/var/lib/cloudlet/instances/${guestName(cloudlet)}`;
+  const suspended = { ...specOf(nodes.base, overlay), state: "suspended" as const };
+  await gw1.run("instance.apply", { spec: suspended, fresh: true, offers: [] }, { timeoutMillis: 600_000 });
+  const image = await intoStore(host, `qemu-img convert -U -O qcow2 ${directory}/disk.qcow2 /var/tmp/whole`);
+  const state = await intoStore(host, `cp ${directory}/suspend.state.zst /var/tmp/whole`);
+  const resumed = performance.now();
+  await gw1.run("instance.apply", { spec: specOf(nodes.base, overlay), fresh: false, offers: [] }, { timeoutMillis: 600_000 });
+  const resumeSeconds = (performance.now() - resumed) / 1000;
+  await gw1.run("instance.remove", { id: cloudlet, owner });
+  const cells: Cell[] = [];
+  for (const mbit of links) {
+    const fetch = async (digest: string): Promise<number> => {
+      const offers = [{ node: "gw1", ...(await gw1.run("blobs.offer", { digests: [digest], seconds: 7200 })) }];
+      await bench.lab.shape("gw2", mbit === 0 ? {} : { mbit });
+      const began = performance.now();
+      await gw2.run("blobs.fetch", { digests: [digest], offers }, { timeoutMillis: 7_200_000 });
+      const seconds = (performance.now() - began) / 1000;
+      await bench.lab.shape("gw2", {});
+      return seconds;
+    };
+    const imageSeconds = await fetch(image.digest);
+    const boot = await measureStart(nodes, specOf(image.digest, undefined), []);
+    const stateSeconds = await fetch(state.digest);
+    for (const digest of [image.digest, state.digest])
+      await bench.lab.hosts.gw2.run(`rm -f /var/lib/cloudlet/store/${digest.slice(0, 2)}/${digest}*`);
+    const bootTotal = imageSeconds + boot.firstReplySeconds;
+    const stateTotal = imageSeconds + stateSeconds + resumeSeconds;
+    cells.push(
+      note({
+        overlay: name,
+        mbit,
+        way: "full image, boot",
+        rung: "boot",
+        bytes: image.bytes,
+        floorSeconds: floorOf(image.bytes, mbit),
+        firstReplySeconds: bootTotal,
+        totalSeconds: bootTotal,
+      }),
+      note({
+        overlay: name,
+        mbit,
+        way: "full state, resume",
+        rung: "resume",
+        bytes: image.bytes + state.bytes,
+        floorSeconds: floorOf(image.bytes + state.bytes, mbit),
+        firstReplySeconds: stateTotal,
+        totalSeconds: stateTotal,
+      }),
+    );
+  }
+  return cells;
+}
+
+/** Puts what a command writes to a file into the store of gateway 1. */
+async function intoStore(host: Bench["lab"]["hosts"][Hosts], command: string): Promise<{ digest: string; bytes: number }> {
+  const text = await host.run(
+    `set -e; rm -f /var/tmp/whole; ${command}; d=$(sha256sum /var/tmp/whole | cut -d" " -f1)
+     curl -sf --unix-socket /run/cloudlet/agent.sock -T /var/tmp/whole http://agent/v1/blobs/$d; echo $d $(stat -c %s /var/tmp/whole); rm /var/tmp/whole`,
+    { timeoutMillis: 600_000 },
+  );
+  const [digest = "", bytes = ""] = text.trim().split("\n").at(-1)?.split(" ") ?? [];
+  return { digest, bytes: Number(bytes) };
+}
+
+function note(cell: Cell): Cell {
+  const seconds = (value: number): string => value.toFixed(2);
+  console.log(
+    `${cell.overlay.padEnd(7)} ${linkName(cell.mbit).padEnd(11)} ${cell.way.padEnd(19)} ${cell.rung.padEnd(7)} ${(cell.bytes / 1e6).toFixed(2).padStart(8)} MB  floor ${seconds(cell.floorSeconds)} s  first reply ${seconds(cell.firstReplySeconds)} s  total ${seconds(cell.totalSeconds)} s`,
+  );
+  return cell;
+}
+
+function table(cells: readonly Cell[]): string {
+  const rows = cells.map(
+    (cell) =>
+      `| ${cell.overlay} | ${linkName(cell.mbit)} | ${cell.way} | ${cell.rung} | ${(cell.bytes / 1e6).toFixed(2)} | ${cell.floorSeconds.toFixed(1)} | ${cell.firstReplySeconds.toFixed(2)} | ${cell.totalSeconds.toFixed(2)} |`,
+  );
+  return [
+    "| Overlay | Link | Way | Rung | MB sent | Floor s | First reply s | Total s |",
+    "|---|---|---|---|--:|--:|--:|--:|",
+    ...rows,
+  ].join("\n");
+}
+
+function chart(cells: readonly Cell[]): string {
+  const groups = [
+    ...new Set(cells.filter(({ way }) => way === "overlay remote").map(({ overlay, mbit }) => `${overlay}\n${linkName(mbit)}`)),
+  ];
+  const of = (way: Cell["way"], pick: (cell: Cell) => number) =>
+    groups.map((group) => {
+      const cell = cells.find((candidate) => candidate.way === way && `${candidate.overlay}\n${linkName(candidate.mbit)}` === group);
+      return cell && pick(cell);
+    });
+  return barChart(
+    "Start of a cloudlet on a gateway",
+    groups,
+    new Map([
+      ["overlay remote: first reply", of("overlay remote", (cell) => cell.firstReplySeconds)],
+      ["overlay remote: nothing missing any more", of("overlay remote", (cell) => cell.totalSeconds)],
+      ["full image copied, boot", of("full image, boot", (cell) => cell.totalSeconds)],
+      ["full state copied, resume", of("full state, resume", (cell) => cell.totalSeconds)],
+    ]),
+  );
+}
+
+async function main(): Promise<void> {
+  const images = await buildImages();
+  const bench = await openCommissionBench({ name: "bench", hosts: [{ name: "gw1" }, { name: "gw2" }, { name: "subscriber" }] });
+  try {
+    const [gw1, gw2] = await Promise.all(
+      (["gw1", "gw2"] as const).map(async (name) => {
+        await bench.commission.apply(await bench.host(name), { owner, install: "auto", kinds: ["kvm"] }, bench.context);
+        const agent = await bench.connect(name);
+        await agent.run("hypervisor.apply", { kind: "kvm", owner });
+        return agent;
+      }),
+    );
+    if (gw1 === undefined || gw2 === undefined) throw new Error("two gateways were opened");
+    const image = await sendFile(gw1, images.vm);
+    const keep = { name: "base", owner, digest: image };
+    await gw1.run("image.keep", keep);
+    await gw2.run("blobs.fetch", {
+      digests: [image],
+      offers: [{ node: "gw1", ...(await gw1.run("blobs.offer", { digests: [image], seconds: 600 })) }],
+    });
+    await gw2.run("image.keep", keep);
+    console.log("booting the base once, and keeping its memory on both gateways");
+    const build = (name: string, makings: ReturnType<typeof workload>) =>
+      gw1.run("overlay.build", { name, owner, makings }, { timeoutMillis: 1_800_000 });
+    const memory = await build("memory", { ...workload("idle", { base: image, parent: undefined }), script: undefined });
+    const memoryOffer = { node: "gw1", ...(await gw1.run("blobs.offer", { digests: [memory.digest], seconds: 600 })) };
+    await gw2.run("blobs.fetch", { digests: [memory.digest], offers: [memoryOffer] }, { timeoutMillis: 600_000 });
+    await gw2.run("overlay.keep", { name: "memory", owner, digest: memory.digest });
+    console.log(`base memory: ${(memory.bytes / 1e6).toFixed(1)} MB`);
+    const nodes: Nodes = { bench, gw1, gw2, base: image, memory };
+    const cells: Cell[] = [];
+    const overlays: string[] = [];
+    for (const name of chosen) {
+      const overlay = await build(name, workload(name, { base: image, parent: memory.digest }));
+      const line = `| ${name} | ${(overlay.bytes / 1e6).toFixed(2)} | ${(overlay.memoryBytes / 1e6).toFixed(1)} | ${(overlay.diskBytes / 1e6).toFixed(1)} | ${((overlay.buildMillis ?? 0) / 1000).toFixed(1)} |`;
+      console.log(line);
+      overlays.push(line);
+      cells.push(...(await measureOverlay(nodes, name, overlay)));
+      if (values.baselines) cells.push(...(await measureCopies(nodes, name, overlay)));
+      await gw1.run("overlay.release", { name, owner });
+    }
+    await mkdir(values.out, { recursive: true });
+    await writeFile(join(values.out, "synthesis.svg"), chart(cells));
+    const about = `Measured ${new Date().toISOString().slice(0, 10)}: ${cpus().length} cores (${cpus()[0]?.model ?? "?"}), ${Math.round(totalmem() / 2 ** 30)} GiB, guests under software emulation with ${guestResources.memoryMib} MiB of memory and an ${guestResources.diskMib / 1024} GiB disk. One run.`;
+    await writeFile(
+      join(values.out, "synthesis.md"),
+      `# Synthesis\n\n\`make bench-synthesis\` writes this page. ${about}\n\n![](synthesis.svg)\n\n## Overlays\n\n| Application | MB sealed | MB of memory | MB of disk | Build s |\n|---|--:|--:|--:|--:|\n${overlays.join("\n")}\n\n## Starts\n\nFloor = bytes / bandwidth. First reply and total are seen from outside, by a subscriber that asks every 20 ms.\n\n${table(cells)}\n`,
+    );
+  } finally {
+    await bench.close();
+  }
+}
+
+/** The operator's file in an agent's store. */
+async function sendFile(agent: AgentClient, file: string): Promise<string> {
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(file) as AsyncIterable<Buffer>) hash.update(chunk);
+  const digest = hash.digest("hex");
+  await agent.putBlob({ digest, bytes: (await stat(file)).size, stream: () => createReadStream(file) });
+  return digest;
+}
+
+await main();
