@@ -48,7 +48,7 @@ export async function imagesOf(
   services: Services,
   { spec }: Pick<InstanceRecord, "spec">,
 ): Promise<{ basePath: string; buildPath: string | undefined }> {
-  const base = await services.store.path(spec.base.digest);
+  const base = await services.layers.base(spec.base.digest);
   const layered = spec.overlay !== undefined && spec.kind === "kvm";
   return {
     basePath: layered ? layerFiles(services.layers.directoryOf(spec.overlay?.digest ?? "")).disk : base,

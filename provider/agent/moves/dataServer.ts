@@ -17,6 +17,7 @@ export interface Receiver {
   authorize(id: string, token: string): Promise<boolean>;
   arrival(id: string): Promise<Arrival>;
   supply(id: string, digest: string, body: Readable): Promise<void>;
+  prepareLayer(id: string): Promise<void>;
   begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]>;
   receive(id: string, body: Readable): Promise<void>;
   seal(id: string, seal: string): Promise<void>;
@@ -116,6 +117,8 @@ export class DataServer {
     switch (route) {
       case "GET /v1/arrival":
         return this.#receiver.arrival(id);
+      case "POST /v1/layer":
+        return this.#receiver.prepareLayer(id);
       case "PUT /v1/recipes": {
         const { mode, parts } = await bodyOf(incoming, recipesSchema);
         return { missing: await this.#receiver.begin(id, mode, parts) };

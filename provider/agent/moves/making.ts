@@ -3,6 +3,7 @@ import { mkdir, open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { CloudletError } from "../../core/errors.ts";
 import type { Driver, Progress } from "../../hypervisors/types.ts";
+import { layerFiles } from "../../synthesis/layerFiles.ts";
 import { guestOf, imagesOf } from "../instances.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
@@ -28,10 +29,19 @@ export async function makeArrived(services: Services, record: InstanceRecord, { 
     if (part.name.endsWith(".raw")) await placeRaw(driver, volume, progress);
     else await placeTar(driver, volume, progress);
   }
+  const { overlay } = record.spec;
+  if (overlay !== undefined) await services.layers.make(overlay.digest, progress);
   const guest = await guestOf(services, record, await imagesOf(services, record));
   await driver.remove(guest, progress);
   await mkdir(guest.directory, { recursive: true });
   if (mode === "cold") await driver.importParts(guest, directory, progress);
+  // a container's overlay is a delta of its files, which `ensure` knows nothing of
+  else if (overlay !== undefined && driver.rootDelta !== undefined)
+    await driver.rootDelta.makeFromDelta(
+      guest,
+      { digest: overlay.digest, path: layerFiles(services.layers.directoryOf(overlay.digest)).delta },
+      progress,
+    );
   await driver.ensure(guest, progress);
   const state = parts.find(({ name }) => name === "state.tar");
   if (mode === "state" && state !== undefined) await driver.importState(guest, createReadStream(join(directory, state.name)), progress);

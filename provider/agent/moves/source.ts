@@ -67,6 +67,8 @@ export class MoveSource {
       }
       const arrival = await channel.json(arrivalSchema, { method: "GET", path: "/v1/arrival" });
       context.step("connected");
+      // what is still coming could not be copied
+      await this.#services.hydrations.follow(args.id, context);
       const departure = await this.#begin({ record, arrival }, args);
       const way = { channel, arrival, context };
       if (record.ownership.role === "owner") await this.#letGo(record, departure, way);
@@ -170,10 +172,18 @@ export class MoveSource {
 
   /** What the target's store lacks, while the guest still runs. */
   async #supply(record: InstanceRecord, { channel, arrival, context }: Way): Promise<void> {
-    for (const digest of arrival.needs) {
-      context.status(`sending the ${digest === record.spec.base.digest ? "base" : "build"} of ${record.spec.id}`);
-      await channel.stream(`/v1/blobs/${digest}`, createReadStream(await this.#services.store.path(digest)), context.signal);
+    const { id, base, overlay } = record.spec;
+    const sent = new Set<string>();
+    for (let { needs } = arrival; needs.some((digest) => !sent.has(digest));) {
+      for (const digest of needs) {
+        context.status(`sending the ${digest === base.digest ? "base" : overlay === undefined ? "build" : "overlay"} of ${id}`);
+        await channel.stream(`/v1/blobs/${digest}`, createReadStream(await this.#services.store.path(digest)), context.signal);
+        sent.add(digest);
+      }
+      // what else belongs to an overlay shows once its manifest is there
+      ({ needs } = await channel.json(arrivalSchema, { method: "GET", path: "/v1/arrival" }));
     }
+    if (overlay !== undefined) await channel.patiently(empty, { method: "POST", path: "/v1/layer", signal: context.signal });
     context.step("supplied");
   }
 

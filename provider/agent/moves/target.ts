@@ -10,6 +10,7 @@ import type { Services } from "../services.ts";
 import { Assembly } from "./assembly.ts";
 import { decompressTo } from "./compression.ts";
 import { discardCopy, forgetArrived } from "./copies.ts";
+import { blobsOf } from "../synthesis/references.ts";
 import { newToken, tokenMatches } from "../tokens.ts";
 import { DataServer, type Receiver } from "./dataServer.ts";
 import { MoveFiles, type ArrivalFile } from "./files.ts";
@@ -18,7 +19,19 @@ import { sealOf, type Recipe } from "./recipe.ts";
 import type { Arrival } from "./wire.ts";
 
 /** What a target gets done, in this order. */
-export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
+export const arrivalSteps = [
+  "supplied",
+  "layered",
+  "begun",
+  "received",
+  "made",
+  "sealed",
+  "owned",
+  "activated",
+  "up",
+  "ready",
+  "completed",
+] as const;
 export type ArrivalStep = (typeof arrivalSteps)[number];
 
 export interface TargetOptions {
@@ -26,6 +39,8 @@ export interface TargetOptions {
   /** Called when a step is durable. */
   onStep(step: ArrivalStep): void;
 }
+
+const layerMillis = 15 * 60_000;
 
 /** A run that was asked for again must not cut off the one that is under way. */
 const keptTokens = 4;
@@ -129,20 +144,26 @@ export class MoveTarget implements Receiver {
 
   async arrival(id: string): Promise<Arrival> {
     const { record, arrival } = await this.#both(id);
-    const blobs = [record.spec.base.digest, ...(record.spec.build ? [record.spec.build.digest] : [])];
     const needs: string[] = [];
-    for (const digest of blobs) if (!(await this.#services.store.has(digest))) needs.push(digest);
+    for (const digest of await blobsOfSpec(this.#services, record.spec)) if (!(await this.#services.store.has(digest))) needs.push(digest);
     const { phase, epoch, seal, error } = arrival;
     return { phase, epoch, kind: record.spec.kind, needs, ...(seal !== undefined && { seal }), ...(error !== undefined && { error }) };
   }
 
   async supply(id: string, digest: string, body: Readable): Promise<void> {
     const { record } = await this.#both(id);
-    if (digest !== record.spec.base.digest && digest !== record.spec.build?.digest) {
+    if (!(await blobsOfSpec(this.#services, record.spec)).includes(digest)) {
       throw new CloudletError("REFUSED", `${id} does not need ${digest}`);
     }
     await this.#services.store.put(digest, () => body);
     this.#options.onStep("supplied");
+  }
+
+  /** While the guest still runs on the source: what its disk will stand on here. */
+  async prepareLayer(id: string): Promise<void> {
+    const { overlay } = (await this.#both(id)).record.spec;
+    if (overlay !== undefined)
+      await this.#services.layers.make(overlay.digest, { signal: AbortSignal.timeout(layerMillis), status: () => undefined });
   }
 
   async begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]> {
@@ -230,6 +251,7 @@ export class MoveTarget implements Receiver {
       complete: true,
       restartPending: false,
       builtFrom: record.spec.base.digest,
+      ...(record.spec.overlay && { builtOver: record.spec.overlay.digest }),
     });
   }
 
@@ -314,6 +336,11 @@ export class MoveTarget implements Receiver {
     for (const { spec } of await this.#services.records.list()) if (await this.#files.arrival(spec.id)) return true;
     return false;
   }
+}
+
+/** An overlay's manifest says only once it is here what else belongs to it. */
+async function blobsOfSpec(services: Services, { base, build, overlay }: InstanceSpec): Promise<string[]> {
+  return [base.digest, ...(build ? [build.digest] : []), ...(overlay ? await blobsOf(services, overlay.digest) : [])];
 }
 
 function checkPrepare({ spec, epoch }: { spec: InstanceSpec; epoch: number }, record: InstanceRecord | undefined): void {

@@ -25,6 +25,7 @@ export const completeSchema = z.object({ report: moveReportSchema });
  *   GET  /v1/blobs/DIGEST       a blob that this node offers, with the offer's token and no `id`; HEAD and one Range too
  *   GET  /v1/arrival            Arrival
  *   PUT  /v1/blobs/DIGEST       a blob of the store, verified
+ *   POST /v1/layer              recombine the cloudlet's overlay, whose blobs are there by now
  *   PUT  /v1/recipes            recipes -> missing digests
  *   PUT  /v1/pieces             zstd stream of frames
  *   POST /v1/seal               verify everything, make the stopped guest

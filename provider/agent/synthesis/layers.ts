@@ -47,6 +47,11 @@ export class Layers {
     return (await this.#parts.works.readOverlay(await this.paths(digest))).manifest;
   }
 
+  /** Path of a base image, verified. */
+  base(digest: string): Promise<string> {
+    return this.#path("base", "", digest);
+  }
+
   /** Each of its blobs is here and has its digest; the message names the part that has not. */
   async requireAll(digest: string): Promise<void> {
     const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
@@ -184,7 +189,7 @@ export class Layers {
       const files = layerFiles(this.directoryOf(manifest.parent));
       return { disk: { file: files.disk, format: "qcow2" }, memory: { file: files.memory, format: "qcow2" } };
     }
-    const file = await this.#path("base", "", manifest.base);
+    const file = await this.base(manifest.base);
     return { disk: { file, format: await this.#parts.works.imageFormat(file, progress.signal) } };
   }
 
