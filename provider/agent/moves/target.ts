@@ -19,19 +19,7 @@ import { sealOf, type Recipe } from "./recipe.ts";
 import type { Arrival } from "./wire.ts";
 
 /** What a target gets done, in this order. */
-export const arrivalSteps = [
-  "supplied",
-  "layered",
-  "begun",
-  "received",
-  "made",
-  "sealed",
-  "owned",
-  "activated",
-  "up",
-  "ready",
-  "completed",
-] as const;
+export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
 export type ArrivalStep = (typeof arrivalSteps)[number];
 
 export interface TargetOptions {

@@ -42,6 +42,9 @@ export async function prepareSynthesis(
     });
   const { rung, reason } = await chooseRung(services, manifest, { ...wanted, here });
   await tally.take([manifest.base, manifest.index.digest]);
+  // a damaged base or index is noticed before anything is written down
+  await services.layers.base(manifest.base);
+  await services.layers.read(digest);
   if (manifest.parent !== undefined) await tally.takeWhole(manifest.parent);
   if (rung === "boot" && !here) await tally.take([manifest.pack.digest]);
   if (here) tally.avoided += manifest.pack.bytes;
