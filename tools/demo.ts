@@ -1,9 +1,10 @@
 import { resolve } from "node:path";
 import { parseArgs, styleText } from "node:util";
-import type { MoveReport } from "../provider/agent/protocol.ts";
+import type { MoveReport, Provision } from "../provider/agent/protocol.ts";
 import { openStack } from "../test/engine.ts";
 import { Gateways, watchSubscriber } from "../test/gateways.ts";
 import { createLab, type Lab } from "../test/lab/lab.ts";
+import { coldBootMillis } from "./coldBoot.ts";
 import { buildImages } from "./images/images.ts";
 
 const help = `Shows the main job on this machine: two edge gateways, one application, a subscriber who moves.
@@ -67,14 +68,23 @@ try {
     await stack.setConfig("base", kind === "kvm" ? images.vm : images.container);
     await stack.setConfig("subscriberAt", "gw1");
 
-    const first = await step("pulumi up: commission both gateways, start the application on gateway 1", async () =>
-      expectOk(await stack.up()),
-    );
+    const title = "pulumi up: commission both gateways, place the base, build the overlay, start the application from it on gateway 1";
+    const first = await step(title, async () => expectOk(await stack.up()));
     let count = 0;
     await step("the subscriber visits the application at gateway 1, ten times", async () => {
       for (let visits = 0; visits < 10; visits++) count = (await gateways.visit("gw1")) ?? count;
     });
     console.log(`  counter is ${count} (${String(first.outputs["accelerator"])})`);
+
+    const cold = await step("for comparison: the same application boots from its base, on the same gateway", () =>
+      coldBootMillis(lab.hosts.gw1.connection, { kind, resembles: "visits/counter" }),
+    );
+    const provision = first.outputs["provision"] as Provision;
+    console.table({
+      [`from its overlay (${provision.rung})`]: startFigures(provision.firstReplyMillis, provision.totalMillis),
+      "booted from its base": startFigures(cold, cold),
+    });
+    console.log(`  ${provision.rung}: ${provision.reason}`);
 
     console.log(styleText("bold", "\n  The subscriber moves to gateway 2; the program's input changes: subscriberAt gw1 → gw2"));
     await stack.setConfig("subscriberAt", "gw2");
@@ -115,6 +125,10 @@ try {
   }
 } finally {
   await lab.close();
+}
+
+function startFigures(firstReplyMillis: number, totalMillis: number): Record<string, number> {
+  return { "first reply (ms)": firstReplyMillis, "all on the gateway (ms)": totalMillis };
 }
 
 /** What a reviewer reads: the engine's own lines on what changes. */

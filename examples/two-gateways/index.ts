@@ -1,5 +1,5 @@
 import * as pulumi from "@pulumi/pulumi";
-import { Cloudlet, EdgeCluster, Hypervisor, Node } from "pulumi-cloudlet/dynamic";
+import { BaseImage, Cloudlet, EdgeCluster, Hypervisor, Node, Overlay } from "pulumi-cloudlet/dynamic";
 
 interface Gateway {
   host: string;
@@ -20,21 +20,33 @@ for (const [name, gateway] of Object.entries(gateways)) {
 }
 
 const subscriberAt = config.require("subscriberAt");
+const nodes = [...hypervisors.values()];
 const hypervisor = hypervisors.get(subscriberAt);
-if (!hypervisor) throw new pulumi.RunError(`subscriberAt is "${subscriberAt}"; it must be one of ${Object.keys(gateways).join(", ")}`);
+const [builder] = nodes;
+if (!hypervisor || !builder)
+  throw new pulumi.RunError(`subscriberAt is "${subscriberAt}"; it must be one of ${Object.keys(gateways).join(", ")}`);
 
 const cluster = new EdgeCluster("visits", { application: "visit-counter" });
+
+// on both gateways before any cloudlet asks for it
+const base = new BaseImage("counter", { file: config.require("base"), nodes });
+
+const ready = { http: { port: 8080, path: "/peek" } };
+
+// the application at the moment when it first answered; cloudlets go on from there instead of booting
+const overlay = new Overlay("counter", { base, builder, resources: { cores: 1, memoryMib: 256 }, ready });
 
 const counter = new Cloudlet("counter", {
   cluster,
   hypervisor,
-  base: { file: config.require("base") },
-  resources: { cores: 1, memoryMib: 256 },
+  base,
+  overlay,
   ports: [{ port: 8080 }],
   stateFiles: ["/var/lib/counter"],
-  ready: { http: { port: 8080, path: "/peek" } },
+  ready,
 });
 
 export const endpoint = counter.endpoint;
 export const accelerator = counter.accelerator;
+export const provision = counter.provision;
 export const lastMove = counter.lastMove;
