@@ -1,8 +1,8 @@
 import type { Readable } from "node:stream";
 import { CloudletError } from "../core/errors.ts";
-import { packNodes } from "./pack.ts";
+import { packNodes, type PathNode } from "./pack.ts";
 import { shown } from "./tar.ts";
-import { readTree, walk, type Inode, type Node, type Source } from "./tree.ts";
+import { namesIn, readTree, walk, type Inode, type Node, type Source } from "./tree.ts";
 
 /**
  * What makes `below` into `above`: whatever is new or changed whole, and a `.wh.` entry for each thing that is gone, as in
@@ -10,45 +10,55 @@ import { readTree, walk, type Inode, type Node, type Source } from "./tree.ts";
  */
 export async function deltaOf(below: Source, above: Source): Promise<Readable> {
   const [before, after] = [await readTree([{ ...below, contents: true }]), await readTree([{ ...above, contents: true }])];
-  const [old, now] = [pathsOf(before), pathsOf(after)];
-  const oldGroups = groupsOf(before);
-  const nowGroups = groupsOf(after);
-  const changed = [...now].filter(([path, inode]) => {
-    const was = old.get(path);
-    return was === undefined || !same(was, inode) || oldGroups.get(was) !== nowGroups.get(inode);
-  });
+  const groups = { before: groupsOf(before), after: groupsOf(after) };
+  const found: Found = { changed: new Set(), removed: [] };
+  compare({ was: before, now: after }, { path: "", groups, found });
   // a link's content comes with the first name of its file, so a group travels whole
-  const inodes = new Set(changed.map(([, inode]) => inode));
-  const nodes = [...now].filter(([, inode]) => inodes.has(inode)).map(([path, inode]) => ({ path, inode }));
-  const root = before.inode.source >= 0 && after.inode.source >= 0 && !same(before.inode, after.inode);
-  const all = root ? [{ path: ".", inode: after.inode }, ...nodes] : nodes;
+  const nodes: PathNode[] = [];
+  for (const { path, node } of walk(after)) if (found.changed.has(node.inode)) nodes.push({ path, inode: node.inode });
+  if (before.inode.source >= 0 && after.inode.source >= 0 && !same(before.inode, after.inode))
+    nodes.unshift({ path: ".", inode: after.inode });
   const strange = nodes.find(({ path }) => /(^|\/)\.wh\./.test(path));
   if (strange !== undefined) {
     throw new CloudletError("REFUSED", `${above.name} has a file ${shown(strange.path)}: such names mean removal in a delta`, {
       fix: "give the file another name",
     });
   }
-  return packNodes(all, { sources: [above], removed: goneFrom(old, now) });
+  return packNodes(nodes, { sources: [above], removed: found.removed });
 }
 
-function pathsOf(root: Node): Map<string, Inode> {
-  return new Map([...walk(root)].map(({ path, node }) => [path, node.inode]));
-}
+/** Names of each file that has several, as one text. */
+type Groups = Map<Inode, string>;
 
-/** Each file's names, as one text. */
-function groupsOf(root: Node): Map<Inode, string> {
-  const groups = new Map<Inode, string>();
-  for (const { path, node } of walk(root)) groups.set(node.inode, `${groups.get(node.inode) ?? ""}${path}\0`);
+function groupsOf(root: Node): Groups {
+  const groups: Groups = new Map();
+  for (const { path, node } of walk(root)) {
+    const { inode } = node;
+    if (inode.names > 1) groups.set(inode, `${groups.get(inode) ?? ""}${path}\0`);
+  }
   return groups;
 }
 
-/** What is gone, without what lies below something that is gone or is no directory any more. */
-function goneFrom(old: Map<string, Inode>, now: Map<string, Inode>): string[] {
-  return [...old.keys()].filter((path) => {
-    if (now.has(path)) return false;
-    const slash = path.lastIndexOf("/");
-    return slash < 0 || now.get(path.slice(0, slash))?.entry.type === "directory";
-  });
+interface Found {
+  changed: Set<Inode>;
+  /** What is gone, without what lies below something that is gone or is no directory any more. */
+  removed: string[];
+}
+
+function compare(
+  { was, now }: { was: Node | undefined; now: Node },
+  { path, groups, found }: { path: string; groups: { before: Groups; after: Groups }; found: Found },
+): void {
+  const at = (name: string): string => (path === "" ? name : `${path}/${name}`);
+  for (const name of namesIn(now)) {
+    const [old, node] = [was?.children?.get(name), now.children?.get(name)];
+    if (node === undefined) continue;
+    const stays = old !== undefined && same(old.inode, node.inode) && groups.before.get(old.inode) === groups.after.get(node.inode);
+    if (!stays) found.changed.add(node.inode);
+    compare({ was: old, now: node }, { path: at(name), groups, found });
+  }
+  if (now.inode.entry.type !== "directory" || was === undefined) return;
+  for (const name of namesIn(was)) if (now.children?.has(name) !== true) found.removed.push(at(name));
 }
 
 function same(a: Inode, b: Inode): boolean {

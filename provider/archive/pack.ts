@@ -1,6 +1,6 @@
 import { Readable } from "node:stream";
 import { readTar } from "./read.ts";
-import type { TarEntry } from "./tar.ts";
+import type { EntryType, TarEntry } from "./tar.ts";
 import { walk, type Inode, type Node, type Source } from "./tree.ts";
 import { endOfTar, headerOf, paddingOf } from "./write.ts";
 
@@ -14,43 +14,62 @@ export function packTree(root: Node, sources: readonly Source[]): Readable {
  * Some nodes of such a tree, parents first, and names that `.wh.` entries remove. Directories come first and links last;
  * contents are read from the sources once more, in the order in which they are there.
  */
-export function packNodes(nodes: { path: string; inode: Inode }[], from: { sources: readonly Source[]; removed: string[] }): Readable {
+export function packNodes(nodes: PathNode[], from: { sources: readonly Source[]; removed: string[] }): Readable {
   return Readable.from(bytesOf(nodes, from), { objectMode: false });
 }
 
+export interface PathNode {
+  path: string;
+  inode: Inode;
+}
+
 async function* bytesOf(
-  nodes: { path: string; inode: Inode }[],
+  nodes: PathNode[],
   { sources, removed }: { sources: readonly Source[]; removed: string[] },
 ): AsyncGenerator<Buffer> {
-  const paths = new Map<Inode, string[]>();
-  for (const { path, inode } of nodes) paths.set(inode, [...(paths.get(inode) ?? []), path]);
-  const entries = [...paths].map(([inode, [path = ""]]) => ({ ...inode.entry, path }));
+  const { first, links } = byName(nodes);
+  const entries = (wanted: (type: EntryType) => boolean): TarEntry[] =>
+    first.filter(({ inode }) => wanted(inode.entry.type)).map(({ path, inode }) => ({ ...inode.entry, path }));
   // a directory's time changes with whatever is unpacked into it later
-  for (const entry of entries) if (entry.type === "directory") yield headerOf({ ...entry, mtime: 0 });
+  for (const entry of entries((type) => type === "directory")) yield headerOf({ ...entry, mtime: 0 });
   for (const path of removed) yield headerOf(whiteoutOf(path));
-  for (const entry of entries) if (entry.type !== "directory" && entry.type !== "file") yield headerOf(entry);
-  for (const [index, source] of sources.entries()) yield* contentsOf(source, placesIn(index, paths));
-  for (const [inode, [path = "", ...links]] of paths)
-    for (const link of links) yield headerOf({ ...inode.entry, path: link, type: "link", size: 0, target: path, xattrs: {} });
+  for (const entry of entries((type) => type !== "directory" && type !== "file")) yield headerOf(entry);
+  for (const [index, source] of sources.entries()) yield* contentsOf(source, placesIn(index, first));
+  for (const { path, inode, target } of links) yield headerOf({ ...inode.entry, path, type: "link", size: 0, target, xattrs: {} });
   yield endOfTar();
 }
 
-/** Which file a source has at which position. */
-function placesIn(index: number, paths: Map<Inode, string[]>): Map<number, TarEntry> {
-  const files = [...paths].filter(([inode]) => inode.source === index && inode.entry.type === "file");
-  return new Map(files.map(([inode, [path = ""]]) => [inode.position, { ...inode.entry, path }]));
+/** The first name of each file, and the others as links to it, grouped by file. */
+function byName(nodes: PathNode[]): { first: PathNode[]; links: (PathNode & { target: string })[] } {
+  const first: PathNode[] = [];
+  const known = new Map<Inode, { path: string; others: (PathNode & { target: string })[] }>();
+  for (const node of nodes) {
+    const earlier = known.get(node.inode);
+    if (earlier !== undefined) earlier.others.push({ ...node, target: earlier.path });
+    else {
+      first.push(node);
+      if (node.inode.names > 1) known.set(node.inode, { path: node.path, others: [] });
+    }
+  }
+  return { first, links: [...known.values()].flatMap(({ others }) => others) };
 }
 
-async function* contentsOf(source: Source, wanted: Map<number, TarEntry>): AsyncGenerator<Buffer> {
+/** Which file a source has at which position. */
+function placesIn(index: number, first: PathNode[]): Map<number, PathNode> {
+  const files = first.filter(({ inode }) => inode.source === index && inode.entry.type === "file");
+  return new Map(files.map((node) => [node.inode.position, node]));
+}
+
+async function* contentsOf(source: Source, wanted: Map<number, PathNode>): AsyncGenerator<Buffer> {
   if (wanted.size === 0) return;
   let position = 0;
   for await (const { content } of readTar(source.open())) {
-    const entry = wanted.get(position);
+    const node = wanted.get(position);
     position += 1;
-    if (entry === undefined) continue;
-    yield headerOf(entry);
+    if (node === undefined) continue;
+    yield headerOf({ ...node.inode.entry, path: node.path });
     yield* content;
-    yield paddingOf(entry.size);
+    yield paddingOf(node.inode.entry.size);
   }
 }
 
