@@ -74,8 +74,9 @@ async function archivedBytes(run: Run, file: string, signal: AbortSignal): Promi
     throw refused(`is compressed and holds no tar: ${cause instanceof Error ? cause.message : String(cause)}`);
   });
   const lines = stdout.split("\n").filter(Boolean);
-  if (!lines.some((line) => / (\.\/)?metadata\.yaml$/.test(line)))
-    throw refused("is a tar without metadata.yaml at its top, so it is no image for containers");
+  // LXD's own form, or a root file system
+  if (!lines.some((line) => / (\.?\/)?(metadata\.yaml$|(bin|etc|sbin|usr)(\/| -> ))/.test(line)))
+    throw refused("is a tar of neither an LXD image nor a root file system");
   return lines.reduce((sum, line) => sum + Number(/^\S+ +\S+ +(\d+) /.exec(line)?.[1] ?? 0), 0);
 }
 
