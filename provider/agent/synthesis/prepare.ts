@@ -1,8 +1,10 @@
+import { readFile } from "node:fs/promises";
 import { CloudletError } from "../../core/errors.ts";
 import type { Driver } from "../../hypervisors/types.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import { plan } from "../../synthesis/plan.ts";
 import type { Ground } from "../../synthesis/plan.ts";
+import { parseCpuInfo } from "../facts.ts";
 import type { JobContext } from "../jobs.ts";
 import type { InstanceSpec, Offer, Rung } from "../protocol.ts";
 import type { Services } from "../services.ts";
@@ -95,7 +97,9 @@ async function chooseRung(
 async function groundOf(services: Services, driver: Driver, { resources }: InstanceSpec): Promise<Ground> {
   const { accelerator, machineTypes } = await services.hypervisors.describe();
   const machine = await driver.synthesis?.machine(resources);
-  return { accelerator, machineTypes, ...(machine && { cpuModel: machine.cpu.model, cpuFlags: machine.cpu.flags }) };
+  // what the processor itself has, not what guests are pinned to
+  const { flags } = parseCpuInfo(await readFile("/proc/cpuinfo", "utf8").catch(() => ""));
+  return { accelerator, machineTypes, ...(machine && { cpuModel: machine.cpu.model, cpuFlags: flags }) };
 }
 
 /** Counts what came and what need not come. */
