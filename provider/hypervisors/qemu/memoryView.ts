@@ -44,8 +44,8 @@ export async function openMemoryView(guest: Guest, layer: Layer, memoryMib: numb
 }
 
 /**
- * Each page that the guest touches would bring 31 others with it, which lie in other chunks of the pack: to be waited for
- * here, and to be taken for touched where touches are recorded. Whoever opens the view from now on reads page by page.
+ * Each page that is touched would bring 31 others with it, which lie in other chunks of the pack. Holds for whoever opens
+ * the view from now on, except where the mapping is advised to use huge pages: there the kernel reads 4 MiB all the same.
  */
 async function readSinglePages(view: string): Promise<void> {
   const { dev } = await stat(view);
