@@ -1,5 +1,6 @@
 import { copyFile, open, rm, writeFile } from "node:fs/promises";
 import { codeOf, CloudletError } from "../../core/errors.ts";
+import { processOutput } from "../../agent/detached.ts";
 import { readJson, writeDurably } from "../../agent/durable.ts";
 import type { Machine } from "../../agent/protocol.ts";
 import type { Guest, Origin, Progress } from "../types.ts";
@@ -15,6 +16,7 @@ import { continueGuest, correctClock, end, launchOf } from "./lifecycle.ts";
 import { copyMemory, openMemoryView } from "./memoryView.ts";
 import { answerDhcp } from "./ownNetwork.ts";
 import { connectQmp } from "./qmp.ts";
+import type { Qmp } from "./qmp.ts";
 import { blockNodeNames, leaveOutShared, loadFrom, migrationEnded, pause, resume as letRun } from "./qmpCommands.ts";
 import { ensureSeed } from "./seed.ts";
 
@@ -170,15 +172,28 @@ async function launchFromState({ guest, origin, progress }: Wanted, launch: Laun
     await state.close();
   }
   await withQmp(guest, files.qmp, async (qmp) => {
-    await leaveOutShared(qmp, true);
-    await loadFrom(qmp, "fd:3");
-    await migrationEnded(qmp, `loading the device state of ${guest.name}`, { signal: progress.signal, timeoutMillis: loadMillis });
-    await leaveOutShared(qmp, false);
+    await loadState(guest, qmp, progress.signal);
     await writeDurably(files.launch, JSON.stringify({ ...launch, ran: true }), 0o600);
     await letRun(qmp);
   });
   if (options.nic.namespace !== undefined) await answerDhcp(guest, origin.network);
   correctClock(guest, options.around);
+}
+
+async function loadState(guest: Guest, qmp: Qmp, signal: AbortSignal): Promise<void> {
+  try {
+    await leaveOutShared(qmp, true);
+    await loadFrom(qmp, "fd:3");
+    await migrationEnded(qmp, `loading the device state of ${guest.name}`, { signal, timeoutMillis: loadMillis });
+    await leaveOutShared(qmp, false);
+  } catch (cause) {
+    if (signal.aborted) throw cause;
+    const output = await processOutput(guest.directory);
+    throw new CloudletError("FAILED", `guest ${guest.name} cannot be resumed from its overlay: ${output || String(cause)}`, {
+      cause,
+      fix: "build the overlay again on a node like this one, or let the cloudlet boot from its disk",
+    });
+  }
 }
 
 /** Like Promise.all, but nothing is still under way when it fails. */

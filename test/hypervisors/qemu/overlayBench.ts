@@ -95,7 +95,8 @@ export async function ask(guest: Guest, timeoutMillis = 1_000): Promise<string |
 /** Milliseconds until it answered. */
 export async function answered(guest: Guest, timeoutMillis = 30_000): Promise<number> {
   const begin = performance.now();
-  while ((await ask(guest)) === undefined) {
+  // patient: a request that is given up still costs the guest its answer
+  while ((await ask(guest, 10_000)) === undefined) {
     if (performance.now() - begin > timeoutMillis) throw new Error(`${guest.name} did not answer within ${String(timeoutMillis)} ms`);
     await delay(5);
   }
