@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ArrivingLayer } from "../../provider/synthesis/arrivingLayer.ts";
 import { imageDigest, verifyImages } from "../../provider/synthesis/imageDigest.ts";
 import { layerFiles } from "../../provider/synthesis/layerFiles.ts";
@@ -10,6 +10,9 @@ import { materialise } from "../../provider/synthesis/materialise.ts";
 import { reorder } from "../../provider/synthesis/reorder.ts";
 import { seal } from "../../provider/synthesis/seal.ts";
 import { type World, chunkBytes, hasQemuImg, layerOptions, makeWorld, mib, progress, qemuImg } from "./makeImages.ts";
+
+// each of them starts a dozen programs, which takes long on a busy machine
+vi.setConfig({ testTimeout: 60_000 });
 
 let world: World;
 let directory = "";
