@@ -7,6 +7,7 @@ import { layerFiles } from "../../synthesis/layerFiles.ts";
 import { guestOf, imagesOf } from "../instances.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
+import { deltaDigest } from "../synthesis/synthesise.ts";
 import type { Source } from "./assembly.ts";
 import { decompressFile } from "./compression.ts";
 import type { Recipe } from "./recipe.ts";
@@ -39,7 +40,7 @@ export async function makeArrived(services: Services, record: InstanceRecord, { 
   else if (overlay !== undefined && driver.rootDelta !== undefined)
     await driver.rootDelta.makeFromDelta(
       guest,
-      { digest: overlay.digest, path: layerFiles(services.layers.directoryOf(overlay.digest)).delta },
+      { digest: await deltaDigest(services, overlay.digest), path: layerFiles(services.layers.directoryOf(overlay.digest)).delta },
       progress,
     );
   await driver.ensure(guest, progress);

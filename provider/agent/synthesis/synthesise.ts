@@ -44,7 +44,7 @@ export async function synthesise(
 }
 
 /** The driver compares the delta's own bytes, which the overlay's digest does not tell. */
-async function deltaDigest({ layers }: Services, overlay: string): Promise<string> {
+export async function deltaDigest({ layers }: Pick<Services, "layers">, overlay: string): Promise<string> {
   const delta = (await layers.manifest(overlay)).files.find(({ name }) => name === "delta");
   if (delta !== undefined) return delta.digest;
   throw new CloudletError("INTEGRITY", `overlay ${overlay.slice(0, 12)} has no delta of a root file system`, { fix: "build it anew" });
