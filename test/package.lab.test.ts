@@ -1,13 +1,15 @@
 import { execFile } from "node:child_process";
-import { cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { copyFile, cp, mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { z } from "zod";
+import { buildImages } from "../tools/images/images.ts";
 import { cacheDirectory } from "../tools/setup/cache.ts";
 import { engineEnvironment, pulumiPath } from "./engine.ts";
+import { createLab, type Lab } from "./lab/lab.ts";
 import { readmeProgram } from "./readme.ts";
 
 const run = promisify(execFile);
@@ -109,6 +111,70 @@ describe.each(Object.keys(layouts))("installed in an empty project by %s", (layo
   });
 });
 
+describe("the README's program on two bare machines that the ssh configuration names", () => {
+  let lab: Lab<"gw1" | "gw2" | "subscriber">;
+  let program: string;
+  let home: string;
+
+  beforeAll(async () => {
+    const images = await buildImages();
+    const bare = (["gw1", "gw2"] as const).map((name) => ({ name, bare: true }));
+    lab = await createLab({ name: "readme", hosts: [...bare, { name: "subscriber" }] });
+    program = join(folder, "npm", "gateways");
+    await writeProgram(program, "esm");
+    await writeFile(join(program, "run.mjs"), operate);
+    await copyFile(images.vm, join(program, "faces.qcow2"));
+    home = join(folder, "home");
+    await mkdir(join(home, ".ssh"), { recursive: true });
+    await copyFile(lab.knownHostsPath, join(home, ".ssh", "known_hosts"));
+    const named = (["gw1", "gw2"] as const).map((name) => `Host ${name}.example.net\n  HostName ${lab.hosts[name].address}\n`);
+    await writeFile(join(home, ".ssh", "config"), `${named.join("")}Host *\n  IdentityFile ${lab.keyPath}\n  IdentitiesOnly yes\n`);
+  }, minutes(4));
+  afterAll(() => lab?.close());
+
+  const pulumi = async (command: string, hypervisor: "kvm1" | "kvm2"): Promise<z.infer<typeof operatedSchema>> => {
+    await writeFile(join(program, "index.ts"), readmeProgram().replace("hypervisor: kvm1,", `hypervisor: ${hypervisor},`));
+    await run(join(bin, "tsc"), ["-p", program], options(program, minutes(1))).catch(withOutput);
+    const env = { ...process.env, ...engineEnvironment(program), ENGINE_ROOT: dirname(dirname(pulumiPath())), HOME: home };
+    const { stdout } = await run(join(bin, "node"), ["run.mjs", command], { cwd: program, env, timeout: minutes(6) }).catch(withOutput);
+    return operatedSchema.parse(JSON.parse(stdout.trim().split("\n").at(-1) ?? ""));
+  };
+  const visit = async (gateway: "gw1" | "gw2"): Promise<number> => {
+    const { stdout } = await lab.hosts.subscriber.exec(`curl -s -m 3 http://${lab.hosts[gateway].address}:8080/`);
+    return Number(/"counter": *(\d+)/.exec(stdout)?.[1] ?? 0);
+  };
+  const guests = (gateway: "gw1" | "gw2") =>
+    lab.hosts[gateway].run("for p in /proc/[0-9]*; do readlink $p/exe 2>/dev/null; done | grep -c qemu-system; true");
+  let last = 0;
+
+  it("up commissions both machines, and the application answers", { timeout: minutes(7) }, async () => {
+    const made = await pulumi("up", "kvm1");
+    expect(made.counts).toEqual({ create: 7 });
+    expect(made.outputs).toMatchObject({ endpoint: "gw1.example.net:8080" });
+    last = await visit("gw1");
+    expect(last).toBeGreaterThan(0);
+  });
+
+  it("kvm2 in place of kvm1 is previewed as an update in place, and up moves the cloudlet", { timeout: minutes(7) }, async () => {
+    const shown = await pulumi("preview", "kvm2");
+    expect(shown.counts).toEqual({ same: 6, update: 1 });
+    expect(shown.text).toMatch(/~ hypervisor *: "gw1\/kvm" => "gw2\/kvm"/);
+    const moved = await pulumi("up", "kvm2");
+    expect(moved.counts).toEqual({ same: 6, update: 1 });
+    expect(moved.outputs).toMatchObject({ endpoint: "gw2.example.net:8080", lastMove: { from: "gw1", to: "gw2", route: "direct" } });
+    expect(await visit("gw2")).toBeGreaterThan(last);
+    expect(await visit("gw1")).toBe(0);
+    expect([await guests("gw1"), await guests("gw2")].map(Number)).toEqual([0, 1]);
+  });
+
+  it("destroy leaves neither cloudlet nor agent nor packages", { timeout: minutes(7) }, async () => {
+    await pulumi("destroy", "kvm2");
+    for (const host of [lab.hosts.gw1, lab.hosts.gw2]) {
+      expect(await host.run("ls -A /var/lib/cloudlet; command -v nft qemu-system-x86_64; ls /etc/init.d | grep cloudlet; true")).toBe("");
+    }
+  });
+});
+
 async function writeProgram(program: string, form: Form): Promise<void> {
   const { type, runner } = forms[form];
   await mkdir(join(program, "backend"), { recursive: true });
@@ -153,6 +219,30 @@ const main = async () => {
 };
 main();
 `;
+
+const operate = `
+import { LocalWorkspace, PulumiCommand } from "@pulumi/pulumi/automation/index.js";
+const program = async () => { const { endpoint, lastMove } = await import("./index.js"); return { endpoint, lastMove }; };
+const stack = await LocalWorkspace.createOrSelectStack({ stackName: "dev", projectName: "faces", program }, {
+  projectSettings: { name: "faces", runtime: "nodejs", main: process.cwd() },
+  workDir: process.cwd(),
+  pulumiCommand: await PulumiCommand.get({ root: process.env.ENGINE_ROOT }),
+});
+const command = process.argv[2];
+// an error that is only thrown here may be swallowed by the handlers of an inline program
+const done = await stack[command]({ diff: command === "preview" }).catch((error) => {
+  console.log(error.message);
+  process.exit(1);
+});
+const outputs = Object.fromEntries(Object.entries(done.outputs ?? {}).map(([key, { value }]) => [key, value]));
+console.log(JSON.stringify({ counts: done.changeSummary ?? done.summary.resourceChanges, outputs, text: done.stdout }));
+`;
+
+const operatedSchema = z.object({
+  counts: z.record(z.string(), z.int()),
+  outputs: z.record(z.string(), z.unknown()),
+  text: z.string(),
+});
 
 const answerSchema = z.object({ preview: z.record(z.string(), z.int()), up: z.record(z.string(), z.int()), provider: z.string() });
 

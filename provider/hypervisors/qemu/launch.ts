@@ -14,6 +14,7 @@ import { connectQmp } from "./qmp.ts";
 import type { Qmp } from "./qmp.ts";
 import { queryStatus } from "./qmpCommands.ts";
 import { volumeSerial } from "./seed.ts";
+import { withoutHugePages } from "./singlePages.ts";
 import { ensureTap } from "./tap.ts";
 import type { Nic } from "./tap.ts";
 
@@ -32,6 +33,8 @@ export interface LaunchOptions {
   incoming?: string | undefined;
   /** Files that the process inherits as 3, 4, …. */
   descriptors?: number[];
+  /** Its memory is read page by page. */
+  singlePages?: boolean;
 }
 
 /** Starts the guest's process and returns once its monitor answers. The guest must have no process. */
@@ -56,7 +59,8 @@ export async function launchProcess(guest: Guest, launch: Launch, options: Launc
     pinned: launch.pinned,
     incoming: options.incoming,
   });
-  const { exited } = await spawnDetached(guest.directory, nic.namespace === undefined ? argv : enterNamespace(nic.namespace, argv), {
+  const program = options.singlePages === true ? withoutHugePages(argv) : argv;
+  const { exited } = await spawnDetached(guest.directory, nic.namespace === undefined ? program : enterNamespace(nic.namespace, program), {
     cgroups: await enterableCgroups(guest.name, launch, around.log),
     descriptors: options.descriptors ?? [],
   });

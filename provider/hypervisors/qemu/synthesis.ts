@@ -63,7 +63,8 @@ export async function resume(wanted: Wanted): Promise<void> {
       createUnchecked(files.disk, { below: origin.disk.file, sizeMib: guest.spec.resources.diskMib, clusterBytes: 65536 }),
       copyFile(origin.seed, files.originSeed),
     ]);
-    await launchFromState(wanted, launch, { around, nic, below, memory: { path: files.memoryView, shared: false } });
+    const memory = { path: files.memoryView, shared: false };
+    await launchFromState(wanted, launch, { around, nic, below, memory, singlePages: isArriving(origin.memory) });
   } catch (error) {
     await end(guest);
     await rm(files.disk, { force: true });
