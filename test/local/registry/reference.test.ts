@@ -4,8 +4,8 @@ import { originOf, parseReference, referenceText } from "../../../provider/local
 const digest = `sha256:${"a".repeat(64)}`;
 
 it.each([
-  ["registry.example.net/team/faces:1.2", "registry.example.net/team/faces:1.2"],
-  ["registry.example.net:5000/faces", "registry.example.net:5000/faces:latest"],
+  ["images.example.net/team/faces:1.2", "images.example.net/team/faces:1.2"],
+  ["images.example.net:5000/faces", "images.example.net:5000/faces:latest"],
   [`localhost/faces@${digest}`, `localhost/faces@${digest}`],
   [`localhost/faces:1.2@${digest}`, `localhost/faces@${digest}`],
   ["debian", "registry-1.docker.io/library/debian:latest"],
@@ -27,5 +27,5 @@ it("speaks plain HTTP to this machine only", () => {
   expect(origin("127.0.0.1:5000/a")).toBe("http://127.0.0.1:5000");
   expect(origin("localhost:5000/a")).toBe("http://localhost:5000");
   expect(origin("127.0.0.1.evil.net/a")).toBe("https://127.0.0.1.evil.net");
-  expect(origin("registry.example.net/a")).toBe("https://registry.example.net");
+  expect(origin("images.example.net/a")).toBe("https://images.example.net");
 });
