@@ -1,10 +1,10 @@
 import { createReadStream, createWriteStream } from "node:fs";
-import { mkdir, rename, rm, stat } from "node:fs/promises";
+import { mkdir, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { pipeline } from "node:stream/promises";
 import { CloudletError, codeOf } from "../core/errors.ts";
 import type { Driver } from "../hypervisors/types.ts";
-import { syncDirectory, syncFile } from "./durable.ts";
+import { exists, syncDirectory, syncFile } from "./durable.ts";
 import { bringTo, guestOf, imagesOf, instanceStatus, requireOwner } from "./instances.ts";
 import type { Opened } from "./instances.ts";
 import { wasCancelled } from "./jobs.ts";
@@ -309,11 +309,4 @@ async function saveAside({ record, driver, guest }: Opened, aside: string, conte
 
 function asidePath(services: Services, id: string): string {
   return path.join(services.root, "rebuild", `${guestName(id)}.tar`);
-}
-
-async function exists(file: string): Promise<boolean> {
-  return stat(file).then(
-    () => true,
-    () => false,
-  );
 }

@@ -1,8 +1,8 @@
-import { mkdir, readdir, rename, rm, stat } from "node:fs/promises";
+import { mkdir, readdir, rename, rm } from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
 import { CloudletError } from "../core/errors.ts";
-import { readJson, syncDirectory, writeDurably } from "./durable.ts";
+import { exists, readJson, syncDirectory, writeDurably } from "./durable.ts";
 import type { Hypervisors } from "./hypervisors.ts";
 import type { JobContext } from "./jobs.ts";
 import { guestName, volumeSpecSchema, volumeStatusSchema } from "./protocol.ts";
@@ -183,11 +183,4 @@ export class Volumes {
   #directoryOf(id: string): string {
     return path.join(this.#options.directory, guestName(id));
   }
-}
-
-async function exists(file: string): Promise<boolean> {
-  return stat(file).then(
-    () => true,
-    () => false,
-  );
 }

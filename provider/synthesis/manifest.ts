@@ -4,6 +4,9 @@ import { digestSchema, kindSchema, machineSchema, readySchema } from "../agent/p
 /** Grain of every delta: what a guest calls a page and most of its file systems a block. */
 export const blockBytes = 4096;
 
+/** Whatever is larger is no manifest, which has about 150 bytes for each chunk. */
+export const maxManifestBytes = 64 * 1024 * 1024;
+
 /** One image that an overlay changes: blocks of it are in the pack, all others come from what lies below. */
 export const imageDeltaSchema = z.strictObject({
   virtualBytes: z.int().min(0),

@@ -3,7 +3,7 @@ import { readFile, stat } from "node:fs/promises";
 import { CloudletError } from "../core/errors.ts";
 import { type ImageIndex, decodeIndex, maxIndexBytes } from "./blockIndex.ts";
 import { type ImageName, imageNames } from "./layerFiles.ts";
-import { type Manifest, blockBytes } from "./manifest.ts";
+import { type Manifest, blockBytes, maxManifestBytes } from "./manifest.ts";
 import { parseManifest } from "./manifestCheck.ts";
 import { decompress } from "./zstd.ts";
 
@@ -30,9 +30,6 @@ export interface OverlayPaths {
   manifest: string;
   index: string;
 }
-
-// a manifest has about 150 bytes for each chunk
-const maxManifestBytes = 64 * 1024 * 1024;
 
 /** Reads and checks: digests first, then every number against its bounds. */
 export async function readOverlay(paths: OverlayPaths): Promise<OverlayIndex> {

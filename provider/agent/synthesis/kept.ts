@@ -7,7 +7,6 @@ import { digestSchema, guestName, imageStatusSchema, overlayStatusSchema } from 
 const holder = { name: z.string(), owner: z.string() };
 
 export const keptImageSchema = imageStatusSchema.omit({ owners: true }).extend(holder);
-export type KeptImage = z.infer<typeof keptImageSchema>;
 
 export const keptOverlaySchema = overlayStatusSchema.extend({
   ...holder,

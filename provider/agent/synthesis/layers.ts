@@ -1,12 +1,14 @@
-import { mkdir, readdir, readFile, rm, stat } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Origin, Progress } from "../../hypervisors/types.ts";
 import { layerFiles } from "../../synthesis/layerFiles.ts";
 import type { ImageName, LayersBelow } from "../../synthesis/layerFiles.ts";
+import { maxManifestBytes } from "../../synthesis/manifest.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import { parseManifest } from "../../synthesis/manifestCheck.ts";
 import type { OverlayPaths } from "../../synthesis/overlay.ts";
+import { exists } from "../durable.ts";
 import type { KeyedLock } from "../keyedLock.ts";
 import type { Offer } from "../protocol.ts";
 import type { Store } from "../store.ts";
@@ -18,9 +20,6 @@ type Part = "manifest" | "index" | "pack" | "base";
 const statusName = "hydrate.status.json";
 const hydratorFiles = ["hydrate.json", "hydrate.log", statusName, "nbd.sock"];
 const socketOf = (directory: string): string => join(directory, "nbd.sock");
-
-// a manifest has about 150 bytes for each chunk
-const maxManifestBytes = 64 * 1024 * 1024;
 
 /** Overlays recombined on this node, each in a directory of its own under the overlay's digest. */
 export class Layers {
@@ -54,7 +53,7 @@ export class Layers {
 
   /** Each of its blobs is here and has its digest; the message names the part that has not. */
   async requireAll(digest: string): Promise<void> {
-    const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
+    const manifest = await this.read(digest);
     await this.#path("pack", digest, manifest.pack.digest);
     if (manifest.parent !== undefined) await this.requireAll(manifest.parent);
   }
@@ -68,9 +67,7 @@ export class Layers {
     await this.#inTurn(digest, async () => {
       if (await this.isWhole(digest)) return;
       const { store, works } = this.#parts;
-      const paths = await this.paths(digest);
-      const { manifest } = await works.readOverlay(paths);
-      const below = await this.#below(manifest, progress);
+      const { paths, manifest, below } = await this.#open(digest, progress);
       const pack = await this.#path("pack", digest, manifest.pack.digest);
       await store.requireSpace(rawBytes(manifest));
       progress.status(`recombining overlay ${digest.slice(0, 12)}`);
@@ -90,9 +87,7 @@ export class Layers {
     await this.#inTurn(digest, async () => {
       if (await this.isWhole(digest)) return;
       const { store, works } = this.#parts;
-      const paths = await this.paths(digest);
-      const { manifest } = await works.readOverlay(paths);
-      const below = await this.#below(manifest, progress);
+      const { paths, manifest, below } = await this.#open(digest, progress);
       await store.requireSpace(rawBytes(manifest) + manifest.pack.bytes);
       const directory = await this.#directory(digest);
       await works.startHydrator(
@@ -109,7 +104,7 @@ export class Layers {
 
   /** What a guest is resumed from: the layer's files, or the socket where they are still arriving. */
   async origin(digest: string, progress: Progress): Promise<Origin> {
-    const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
+    const manifest = await this.read(digest);
     const { machine, network } = manifest;
     if (machine === undefined || network === undefined)
       throw new CloudletError("BUG", `overlay ${digest.slice(0, 12)} holds no memory to resume from`);
@@ -123,9 +118,7 @@ export class Layers {
   /** A whole layer, served so that the order of first reads is written down. */
   async recording(digest: string, record: string, progress: Progress): Promise<Origin> {
     const whole = await this.origin(digest, progress);
-    const paths = await this.paths(digest);
-    const { manifest } = await this.#parts.works.readOverlay(paths);
-    const below = await this.#below(manifest, progress);
+    const { paths, below } = await this.#open(digest, progress);
     const directory = this.directoryOf(digest);
     const [socket, statusFile] = [socketOf(directory), join(directory, statusName)];
     await this.#parts.works.startHydrator(directory, { ...paths, below, offers: [], socket, statusFile, record }, progress);
@@ -139,19 +132,18 @@ export class Layers {
   /** Nothing reads from the hydrator any more: it ends, and the pack that it has gathered is the store's. */
   async settle(digest: string): Promise<void> {
     await this.#inTurn(digest, async () => {
-      const { store, works } = this.#parts;
       const directory = this.directoryOf(digest);
       await this.#endHydrator(directory);
       const { pack } = layerFiles(directory);
       if (!(await this.isWhole(digest)) || !(await exists(pack))) return;
-      const { manifest } = await works.readOverlay(await this.paths(digest));
-      await store.adopt(manifest.pack.digest, pack);
+      const manifest = await this.read(digest);
+      await this.#parts.store.adopt(manifest.pack.digest, pack);
     });
   }
 
   async verify(digest: string, progress: Progress): Promise<number> {
     await this.make(digest, progress);
-    const { manifest } = await this.#parts.works.readOverlay(await this.paths(digest));
+    const manifest = await this.read(digest);
     return this.#parts.works.verifyLayer(this.directoryOf(digest), manifest, progress);
   }
 
@@ -179,6 +171,13 @@ export class Layers {
   async #forget(digest: string): Promise<void> {
     await this.#parts.works.stopHydrator(this.directoryOf(digest));
     await rm(this.directoryOf(digest), { recursive: true, force: true });
+  }
+
+  /** What an overlay is recombined from, checked, and what it stands on. */
+  async #open(digest: string, progress: Progress): Promise<{ paths: OverlayPaths; manifest: Manifest; below: LayersBelow }> {
+    const paths = await this.paths(digest);
+    const { manifest } = await this.#parts.works.readOverlay(paths);
+    return { paths, manifest, below: await this.#below(manifest, progress) };
   }
 
   /** The images that it stands on, made first where they are an overlay themselves. */
@@ -241,11 +240,4 @@ function served(directory: string, below: LayersBelow): Pick<Origin, "disk" | "m
 
 function rawBytes({ pack }: Manifest): number {
   return pack.chunks.reduce((sum, chunk) => sum + chunk.rawBytes, 0);
-}
-
-async function exists(file: string): Promise<boolean> {
-  return stat(file).then(
-    () => true,
-    () => false,
-  );
 }

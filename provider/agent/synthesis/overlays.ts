@@ -4,7 +4,7 @@ import type { JobContext } from "../jobs.ts";
 import type { OverlayStatus, VerbArgs, VerbResult } from "../protocol.ts";
 import type { Services } from "../services.ts";
 import type { KeptOverlay } from "./kept.ts";
-import { collectLayers, overlayDigests, referencedDigests } from "./references.ts";
+import { blobsOf, collectLayers, referencedDigests } from "./references.ts";
 
 type Resources = OverlayStatus["resources"];
 /** What an overlay that was built here is known by, beside its content. */
@@ -84,13 +84,9 @@ function overlayStatus(digest: string, manifest: Manifest, built: Built | undefi
 
 /** Its layers, and its own blobs; a base stays until its owner releases it, or nobody has used it for long. */
 async function forget(services: Services, digest: string): Promise<void> {
-  const all = await overlayDigests(services, digest);
-  const base = (await services.layers.manifest(digest).catch(() => undefined))?.base;
+  const blobs = await blobsOf(services, digest);
   await collectLayers(services);
-  await services.store.discard(
-    [...all].filter((part) => part !== base),
-    await referencedDigests(services),
-  );
+  await services.store.discard(blobs, await referencedDigests(services));
 }
 
 /** The overlay that was built here from the same makings, if it is still here. */

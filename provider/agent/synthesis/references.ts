@@ -1,5 +1,5 @@
 import { open } from "node:fs/promises";
-import { manifestSchema } from "../../synthesis/manifest.ts";
+import { manifestSchema, maxManifestBytes } from "../../synthesis/manifest.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import { readJson } from "../durable.ts";
 import type { InstanceRecord } from "../records.ts";
@@ -41,13 +41,6 @@ export async function collectLayers(services: Parts & Pick<Services, "layers" | 
   await services.lock.run("hypervisor", async () => services.layers.collect(await referencedLayers(services)));
 }
 
-/** Everything that an overlay consists of and stands on, as far as its manifests are here. */
-export async function overlayDigests(services: Pick<Services, "store">, digest: string): Promise<Set<string>> {
-  const digests = new Set<string>();
-  await addOverlay(services, digest, digests);
-  return digests;
-}
-
 /** What an overlay's digest stands for: all blobs of it and of the one that it stands on, without the base image. Of anything else, itself. */
 export async function blobsOf(services: Pick<Services, "store">, digest: string): Promise<string[]> {
   const manifest = await manifestOf(services, digest);
@@ -55,9 +48,6 @@ export async function blobsOf(services: Pick<Services, "store">, digest: string)
   const below = manifest.parent === undefined ? [] : await blobsOf(services, manifest.parent);
   return [digest, manifest.index.digest, manifest.pack.digest, ...below];
 }
-
-// a manifest has about 150 bytes for each chunk
-const maxManifestBytes = 64 * 1024 * 1024;
 
 /** undefined where the manifest is not here, or is none: what cannot be read refers to nothing. */
 export async function manifestOf({ store }: Pick<Services, "store">, digest: string): Promise<Manifest | undefined> {

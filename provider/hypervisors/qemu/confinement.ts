@@ -1,6 +1,7 @@
-import { access, mkdir, readFile, rmdir, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rmdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
+import { exists } from "../../agent/durable.ts";
 import { run } from "../../agent/process.ts";
 import { sandboxRules } from "./commandLine.ts";
 
@@ -127,13 +128,6 @@ async function sandboxWorks(changesUser: boolean): Promise<boolean> {
     "stdio",
   ];
   return run(["qemu-system-x86_64", ...command], { stdin, timeoutMillis: 10_000 }).then(
-    () => true,
-    () => false,
-  );
-}
-
-function exists(path: string): Promise<boolean> {
-  return access(path).then(
     () => true,
     () => false,
   );

@@ -1,11 +1,11 @@
 import { constants, copyFile, link, mkdir, rename, rm } from "node:fs/promises";
 import { basename, join } from "node:path";
-import { readJson, syncDirectory } from "../../agent/durable.ts";
+import { exists, readJson, syncDirectory } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest, Part, Progress } from "../types.ts";
 import { diskInfo, rebaseOverlay, snapshotOffline } from "./disks.ts";
 import { guestAgent } from "./guestAgent.ts";
-import { exists, guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
+import { guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
 import { withQmp } from "./launch.ts";
 import { end, mustHaveArrived, observe, start } from "./lifecycle.ts";
 import type { Surroundings } from "./launch.ts";

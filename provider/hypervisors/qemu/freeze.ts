@@ -1,10 +1,10 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { readJson } from "../../agent/durable.ts";
+import { exists, readJson } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Frozen, Guest, Progress } from "../types.ts";
 import { guestAgent } from "./guestAgent.ts";
 import type { GuestAgent } from "./guestAgent.ts";
-import { exists, guestFiles, launchSchema } from "./guestFiles.ts";
+import { guestFiles, launchSchema } from "./guestFiles.ts";
 import { isLive, withQmp } from "./launch.ts";
 import type { Surroundings } from "./launch.ts";
 import { end } from "./lifecycle.ts";

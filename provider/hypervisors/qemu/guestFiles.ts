@@ -1,6 +1,6 @@
-import { access } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
+import { exists } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest } from "../types.ts";
 
@@ -52,13 +52,6 @@ export const launchSchema = z.object({
   ran: z.boolean().optional(),
 });
 export type Launch = z.infer<typeof launchSchema>;
-
-export async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
-}
 
 export async function mustExist(guest: Guest): Promise<void> {
   if (!(await exists(guestFiles(guest).disk)))

@@ -2,10 +2,11 @@ import { rm, stat, writeFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { forgetProcess, livePid, processOutput, spawnDetached, waitGone } from "../../agent/detached.ts";
 import { run } from "../../agent/process.ts";
+import { exists } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest, Layer } from "../types.ts";
 import { createUnchecked } from "./disks.ts";
-import { exists, guestFiles } from "./guestFiles.ts";
+import { guestFiles } from "./guestFiles.ts";
 import { isArriving, layerNodes } from "./layers.ts";
 import { unmount } from "./rawView.ts";
 

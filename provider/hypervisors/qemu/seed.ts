@@ -1,11 +1,11 @@
 import { createHash } from "node:crypto";
 import { chmod, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { writeDurably } from "../../agent/durable.ts";
+import { exists, writeDurably } from "../../agent/durable.ts";
 import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest } from "../types.ts";
-import { exists, guestFiles } from "./guestFiles.ts";
+import { guestFiles } from "./guestFiles.ts";
 
 /** The files of a NoCloud seed, by name. */
 export interface Seed {

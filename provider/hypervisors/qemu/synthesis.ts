@@ -1,13 +1,13 @@
 import { copyFile, open, rm, writeFile } from "node:fs/promises";
 import { codeOf, CloudletError } from "../../core/errors.ts";
 import { processOutput } from "../../agent/detached.ts";
-import { readJson, writeDurably } from "../../agent/durable.ts";
+import { exists, readJson, writeDurably } from "../../agent/durable.ts";
 import type { Machine } from "../../agent/protocol.ts";
 import type { Guest, Origin, Progress } from "../types.ts";
 import { probeAcceleration } from "./acceleration.ts";
 import { machineType } from "./commandLine.ts";
 import { createOverlay, createUnchecked } from "./disks.ts";
-import { exists, guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
+import { guestFiles, launchSchema, mustExist } from "./guestFiles.ts";
 import type { Launch } from "./guestFiles.ts";
 import { isLive, launchProcess, openNic, withQmp } from "./launch.ts";
 import type { LaunchOptions, Surroundings } from "./launch.ts";

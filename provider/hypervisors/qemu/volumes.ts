@@ -2,10 +2,10 @@ import { mkdir, mkdtemp, readdir, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import type { Readable } from "node:stream";
 import { run } from "../../agent/process.ts";
+import { exists } from "../../agent/durable.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Progress } from "../types.ts";
 import { dumpTree } from "./extFilesystem.ts";
-import { exists } from "./guestFiles.ts";
 import { tarAndRemove, untar } from "./tarDirectory.ts";
 
 /** A volume is a sparse raw file that holds an ext4 file system, without a partition table. */
