@@ -1,6 +1,7 @@
 import { resolve } from "node:path";
 import { parseArgs, styleText } from "node:util";
-import type { MoveReport, Provision } from "../provider/agent/protocol.ts";
+import type { MoveReport } from "../provider/agent/handoffProtocol.ts";
+import type { Provision } from "../provider/agent/protocol.ts";
 import { openStack } from "../test/engine.ts";
 import { Gateways, watchSubscriber } from "../test/gateways.ts";
 import { createLab, type Lab } from "../test/lab/lab.ts";

@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
+import { moveReportSchema } from "./handoffProtocol.ts";
 
 /** Raised when a newer provider cannot talk to an older agent; the provider then brings the agent up to date. */
 export const protocolVersion = 1;
@@ -228,7 +229,7 @@ export const instanceStatusSchema = z.object({
   accelerator: z.enum(["kvm", "tcg", "none"]),
   console: z.string().describe("Last lines of the console, for messages."),
   leaving: z.boolean().optional().describe("It was given away, and the other node has not answered yet."),
-  lastMove: z.lazy(() => moveReportSchema).optional(),
+  lastMove: moveReportSchema.optional(),
   provision: provisionSchema.optional().describe("How it was last made or started from its overlay."),
   hydration: z
     .object({ present: z.int(), total: z.int(), state: z.enum(["coming", "waiting"]), reason: z.string() })
@@ -262,18 +263,6 @@ export const moveTargetSchema = z.object({
   token: z.string(),
 });
 export type MoveTarget = z.infer<typeof moveTargetSchema>;
-
-export const moveReportSchema = z.object({
-  mode: z.enum(["cold", "state"]).describe("cold: disk and volumes; state: volumes and state files between hypervisor kinds."),
-  from: z.string(),
-  to: z.string(),
-  route: z.enum(["direct", "operator"]),
-  bytesSent: z.int(),
-  bytesAvoided: z.int().describe("Bytes of the cloudlet that the target already had."),
-  totalMillis: z.int(),
-  downtimeMillis: z.int().describe("From the stop on the source to the first successful readiness check on the target."),
-});
-export type MoveReport = z.infer<typeof moveReportSchema>;
 
 const nothing = z.object({});
 const byId = z.object({ id: idSchema });

@@ -3,7 +3,8 @@ import { mkdir, readdir, rm } from "node:fs/promises";
 import path from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "./durable.ts";
-import { digestSchema, guestName, instanceSpecSchema, moveReportSchema, ownershipSchema, provisionSchema, rungSchema } from "./protocol.ts";
+import { moveReportSchema } from "./handoffProtocol.ts";
+import { digestSchema, guestName, instanceSpecSchema, ownershipSchema, provisionSchema, rungSchema } from "./protocol.ts";
 
 export const synthesisSchema = z.object({
   /** Digest of the overlay that the guest stands on. */

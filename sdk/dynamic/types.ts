@@ -284,8 +284,8 @@ export interface CloudletProvision {
 }
 
 export interface CloudletLastMove {
-  /** cold: disk and volumes; state: volumes and state files between hypervisor kinds. */
-  mode: "cold" | "state";
+  /** live: memory, disk and volumes of a running guest; cold: disk and volumes; state: volumes and state files between hypervisor kinds. */
+  mode: "cold" | "state" | "live";
   from: string;
   to: string;
   route: "direct" | "operator";
@@ -295,6 +295,31 @@ export interface CloudletLastMove {
   totalMillis: number;
   /** From the stop on the source to the first successful readiness check on the target. */
   downtimeMillis: number;
+  /** What was expected when the guest was paused; of a live move. */
+  predicted?: CloudletLastMovePredicted;
+  /** Of a live move, in order; the last one while the guest was paused. */
+  rounds?: CloudletLastMoveRound[];
+}
+
+export interface CloudletLastMovePredicted {
+  totalMillis: number;
+  downtimeMillis: number;
+}
+
+export interface CloudletLastMoveRound {
+  /** Pages of memory that it sent. */
+  pages: number;
+  /** Blocks of the disk that it sent. */
+  blocks: number;
+  /** Bytes of those pages and blocks. */
+  rawBytes: number;
+  /** Bytes on the wire, compressed. */
+  bytes: number;
+  millis: number;
+  /** Level of the compression. */
+  level: number;
+  /** How much the guest was slowed down meanwhile. */
+  throttlePercent: number;
 }
 
 export interface BaseImageMemory {

@@ -8,7 +8,8 @@ import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { sendFile } from "../blobResponse.ts";
 import { run } from "../process.ts";
-import { digestSchema, type MoveReport } from "../protocol.ts";
+import type { MoveReport } from "../handoffProtocol.ts";
+import { digestSchema } from "../protocol.ts";
 import type { Recipe } from "./recipe.ts";
 import { activateSchema, completeSchema, recipesSchema, sealRequestSchema, type Arrival } from "./wire.ts";
 

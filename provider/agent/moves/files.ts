@@ -2,7 +2,8 @@ import { mkdir, rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "../durable.ts";
-import { digestSchema, guestName, jobErrorSchema, moveReportSchema, moveTargetSchema } from "../protocol.ts";
+import { moveReportSchema } from "../handoffProtocol.ts";
+import { digestSchema, guestName, jobErrorSchema, moveTargetSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
 /** What the source writes down of a move. */

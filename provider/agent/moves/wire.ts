@@ -1,5 +1,6 @@
 import { z } from "zod";
-import { digestSchema, jobErrorSchema, kindSchema, moveReportSchema } from "../protocol.ts";
+import { moveReportSchema } from "../handoffProtocol.ts";
+import { digestSchema, jobErrorSchema, kindSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
 /** Where a move stands on the target, as the source sees it. */

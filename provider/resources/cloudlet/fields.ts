@@ -1,5 +1,6 @@
 import { z } from "zod";
-import { digestSchema, kindSchema, machineSchema, moveReportSchema, provisionSchema } from "../../agent/protocol.ts";
+import { moveReportSchema } from "../../agent/handoffProtocol.ts";
+import { digestSchema, kindSchema, machineSchema, provisionSchema } from "../../agent/protocol.ts";
 import {
   absolutePath,
   environmentField,

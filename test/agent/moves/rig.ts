@@ -7,7 +7,7 @@ import { applyInstance } from "../../../provider/agent/instanceApply.ts";
 import type { JobContext } from "../../../provider/agent/jobs.ts";
 import { MoveSource } from "../../../provider/agent/moves/source.ts";
 import { MoveTarget } from "../../../provider/agent/moves/target.ts";
-import type { MoveReport } from "../../../provider/agent/protocol.ts";
+import type { MoveReport } from "../../../provider/agent/handoffProtocol.ts";
 import type { InstanceRecord } from "../../../provider/agent/records.ts";
 import { recover } from "../../../provider/agent/recover.ts";
 import type { Services } from "../../../provider/agent/services.ts";

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { MoveReport } from "../../../provider/agent/protocol.ts";
+import type { MoveReport } from "../../../provider/agent/handoffProtocol.ts";
 import { openGateways, watchSubscriber, type Declaration, type Gateways, type Kind } from "../../gateways.ts";
 
 const figures: Record<string, string | number>[] = [];
