@@ -48,8 +48,8 @@ export const decisionSchema = z.object({
   action: z.enum(["round", "stop", "throttle", "abort"]),
   level: z.int().describe("Level of compression for what is sent next."),
   throttlePercent: z.int().describe("How much the guest is to be slowed down from now on."),
-  predictedTotalMillis: z.int().describe("From the begin of the move to its end."),
-  predictedDowntimeMillis: z.int().describe("If the guest were paused where this decision leads."),
+  predictedTotalMillis: z.int().optional().describe("From the begin of the move to its end; absent while nothing was measured."),
+  predictedDowntimeMillis: z.int().optional().describe("Of the pause to which this decision leads."),
   reason: z.string(),
 });
 export type Decision = z.infer<typeof decisionSchema>;
