@@ -6,6 +6,7 @@ import { CloudletError, codeOf, errorCodes } from "../core/errors.ts";
 import type { ErrorCode } from "../core/errors.ts";
 import type { Rest, RestRequest, RestResponse } from "../transport/types.ts";
 import type { AgentClient, CallOptions } from "./clientTypes.ts";
+import { handoffSchema } from "./handoffProtocol.ts";
 import {
   agentRestarted,
   execResultSchema,
@@ -46,6 +47,7 @@ export function createAgentClient(rest: Rest): AgentClient {
     instance: (id, options) => orUndefined(get(rest, instancePath(id), { schema: instanceStatusSchema, options })),
     instances: (options) => get(rest, "/v1/instances", { schema: z.array(instanceStatusSchema), options }),
     log: (id, lines, options) => call(rest, { method: "GET", path: `${instancePath(id)}/log?lines=${String(lines)}` }, options),
+    handoffs: (id, options) => get(rest, `${instancePath(id)}/handoffs`, { schema: z.array(handoffSchema), options }),
     async exec(id, request, options = {}) {
       const timeoutMillis = ((request.timeoutSeconds ?? 60) + 15) * 1000;
       const body = await call(

@@ -1,4 +1,5 @@
 import type { Readable } from "node:stream";
+import type { Handoff } from "./handoffProtocol.ts";
 import type {
   AgentInfo,
   ExecRequest,
@@ -35,6 +36,8 @@ export interface AgentClient {
   instance(id: string, options?: CallOptions): Promise<InstanceStatus | undefined>;
   instances(options?: CallOptions): Promise<InstanceStatus[]>;
   log(id: string, lines: number, options?: CallOptions): Promise<string>;
+  /** What is known of the cloudlet's handoffs, newest first. */
+  handoffs(id: string, options?: CallOptions): Promise<Handoff[]>;
   exec(id: string, request: ExecRequest, options?: CallOptions): Promise<InstanceExecResult>;
   volume(id: string, options?: CallOptions): Promise<VolumeStatus | undefined>;
   hasBlob(digest: string, options?: CallOptions): Promise<boolean>;

@@ -81,3 +81,18 @@ export const handoffEventSchema = z.discriminatedUnion("type", [
   z.object({ type: z.literal("failed"), at: z.int(), code: z.string(), message: z.string(), resumed: z.boolean() }),
 ]);
 export type HandoffEvent = z.infer<typeof handoffEventSchema>;
+
+/** One handoff of a cloudlet, as its history has it. */
+export const handoffSchema = z.object({
+  from: z.string(),
+  to: z.string(),
+  mode: moveReportSchema.shape.mode,
+  route: moveReportSchema.shape.route,
+  outcome: z.enum(["underWay", "moved", "failed"]),
+  beganAt: z.int(),
+  endedAt: z.int().optional(),
+  report: moveReportSchema.optional(),
+  message: z.string().optional().describe("Why it failed."),
+  events: z.array(handoffEventSchema),
+});
+export type Handoff = z.infer<typeof handoffSchema>;

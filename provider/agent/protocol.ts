@@ -375,6 +375,7 @@ export type InstanceExecResult = z.infer<typeof execResultSchema>;
  *   GET    /v1/instances/ID                 InstanceStatus, 404 where nothing is recorded (ID is URI-encoded)
  *   GET    /v1/instances                    InstanceStatus[]
  *   GET    /v1/instances/ID/log?lines=N     text/plain
+ *   GET    /v1/instances/ID/handoffs        Handoff[], newest first; empty where none is known
  *   POST   /v1/instances/ID/exec            ExecRequest -> InstanceExecResult
  *   GET    /v1/volumes/ID                   VolumeStatus, 404
  *   HEAD   /v1/blobs/DIGEST                 200 or 404; an overlay's digest: 200 only when its index and pack are there too

@@ -51,6 +51,7 @@ const routes: Record<string, Handler> = {
     const lines = parse(z.coerce.number().int().min(1).max(10_000), call.query.get("lines") ?? "100", "lines");
     call.response.writeHead(200, { "content-type": "text/plain; charset=utf-8" }).end(await instanceLog(services, idOf(call), lines));
   },
+  "GET /v1/instances/ID/handoffs": async ({ services }, call) => services.handoffs.list(idOf(call)),
   "POST /v1/instances/ID/exec": async ({ services }, call) =>
     instanceExec(services, idOf(call), { request: parse(execRequestSchema, await readBody(call.request), "request"), signal: call.signal }),
   "GET /v1/volumes/ID": async ({ services }, call) =>

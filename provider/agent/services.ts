@@ -4,6 +4,7 @@ import path from "node:path";
 import type { Driver } from "../hypervisors/types.ts";
 import { Hypervisors } from "./hypervisors.ts";
 import { KeyedLock } from "./keyedLock.ts";
+import { Handoffs } from "./moves/handoffs.ts";
 import { Network } from "./network.ts";
 import type { HypervisorSpec } from "./protocol.ts";
 import { Records } from "./records.ts";
@@ -28,6 +29,7 @@ export interface Services {
   hypervisors: Hypervisors;
   volumes: Volumes;
   offers: Offers;
+  handoffs: Handoffs;
   run: Run;
   layers: Layers;
   works: Works;
@@ -76,6 +78,7 @@ export async function createServices({ root, run, works, createDriver, createHyd
     starts: new StartQueue(cpus().length),
     builds,
     offers: new Offers(path.join(root, "agent", "offers.json")),
+    handoffs: new Handoffs(path.join(root, "handoffs"), lock),
     images: new Kept(path.join(root, "kept", "images"), keptImageSchema),
     overlays: new Kept(path.join(root, "kept", "overlays"), keptOverlaySchema),
     usedPorts,

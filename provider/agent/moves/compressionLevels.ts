@@ -41,7 +41,7 @@ const leastGain = 0.01;
 /** A compression that computes more than this part of the time is what the link waits for. */
 const saturated = 0.85;
 
-/** The lowest level that saves about as much as any with which the compression stays ahead of the link. */
+/** The lowest level that keeps the compression ahead of the link and saves about what the best such level does. */
 export function chooseLevel(pace: Pace, processor: Processor): number {
   const ahead = levels
     .map(({ level }) => ({ level, ...limitsOf(level, pace, processor) }))

@@ -8,10 +8,9 @@ import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { sendFile } from "../blobResponse.ts";
 import { run } from "../process.ts";
-import type { MoveReport } from "../handoffProtocol.ts";
 import { digestSchema } from "../protocol.ts";
 import type { Recipe } from "./recipe.ts";
-import { activateSchema, completeSchema, recipesSchema, sealRequestSchema, type Arrival } from "./wire.ts";
+import { activateSchema, completeSchema, recipesSchema, sealRequestSchema, type Arrival, type Completion } from "./wire.ts";
 
 /** What the data port asks of the agent; `authorize` says whether this token was handed out for this cloudlet. */
 export interface Receiver {
@@ -23,7 +22,7 @@ export interface Receiver {
   receive(id: string, body: Readable): Promise<void>;
   seal(id: string, seal: string): Promise<void>;
   activate(id: string, seal: string, epoch: number): Promise<void>;
-  complete(id: string, report: MoveReport): Promise<void>;
+  complete(id: string, completion: Completion): Promise<void>;
 }
 
 /** Where the data port finds what this node offers to others; rejects where the token is not for that blob. */
@@ -133,7 +132,7 @@ export class DataServer {
         return this.#receiver.activate(id, seal, epoch);
       }
       case "POST /v1/complete":
-        return this.#receiver.complete(id, (await bodyOf(incoming, completeSchema)).report);
+        return this.#receiver.complete(id, await bodyOf(incoming, completeSchema));
       default:
         throw new CloudletError("NOT_FOUND", `no such request: ${route}`);
     }

@@ -16,6 +16,7 @@ import { MoveChannel } from "./channel.ts";
 import { compress } from "./compression.ts";
 import { discardCopy, outgoingDirectory, removeExport } from "./copies.ts";
 import { MoveFiles, type Departure } from "./files.ts";
+import type { Handoffs } from "./handoffs.ts";
 import { volumePartName } from "./making.ts";
 import { makeRecipe, sealOf, type Format, type Recipe } from "./recipe.ts";
 import { arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
@@ -45,6 +46,7 @@ interface Way {
 export class MoveSource {
   readonly #services: Services;
   readonly #files: MoveFiles;
+  readonly #handoffs: Handoffs;
   readonly #pauses: readonly number[];
   /** Moves that wait for their target, and when they are tried again. */
   readonly #waits = new Map<string, { until: number; millis: number }>();
@@ -53,6 +55,7 @@ export class MoveSource {
     this.#services = services;
     this.#pauses = pauses;
     this.#files = new MoveFiles(services.root);
+    this.#handoffs = services.handoffs;
   }
 
   async run(args: VerbArgs<"move.run">, context: JobContext): Promise<MoveReport> {
@@ -104,6 +107,7 @@ export class MoveSource {
     if (record.ownership.role !== "released" || record.ownership.epoch !== departure.epoch) {
       // cut off before anything was given away
       await removeExport(this.#services, id);
+      await this.#handoffs.noteFailure(id, new Error("the node's agent ended in the middle"), true);
       return this.#files.forgetDeparture(id);
     }
     const channel = new MoveChannel(departure.target, id);
@@ -139,6 +143,8 @@ export class MoveSource {
     // a relay ends with its operator, so what is written down is always the direct way
     const departure: Departure = { ...fresh, ...before, target: args.target, route: args.route };
     await this.#files.writeDeparture(args.id, departure);
+    const { self: from, target, route, mode } = departure;
+    if (before === undefined) await this.#handoffs.note(args.id, { type: "began", epoch: args.epoch, from, to: target.node, route, mode });
     return departure;
   }
 
@@ -146,7 +152,10 @@ export class MoveSource {
   async #letGo(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
     const { id } = record.spec;
     const opened = await this.#open(record);
-    await this.#supply(record, way);
+    await this.#supply(record, way).catch(async (error: unknown) => {
+      await this.#handoffs.noteFailure(id, error, true);
+      throw error;
+    });
     const stoppedAt = Date.now();
     try {
       const sent = await this.#transfer(opened, departure, way);
@@ -160,6 +169,7 @@ export class MoveSource {
     } catch (error) {
       throw await this.#takeBack(opened, error, way.context);
     }
+    await this.#handoffs.note(id, { type: "released" });
     way.context.step("released");
   }
 
@@ -200,6 +210,7 @@ export class MoveSource {
       way.context.status(`${departure.target.node} puts ${opened.record.spec.id} together`);
       await way.channel.patiently(empty, { method: "POST", path: "/v1/seal", body: { seal }, signal: way.context.signal });
     });
+    await this.#handoffs.note(opened.record.spec.id, { type: "sealed" });
     way.context.step("sealed");
     return { seal, bytesSent: way.channel.bytesSent, bytesTotal: recipes.reduce((sum, { bytes }) => sum + bytes, 0) };
   }
@@ -223,6 +234,7 @@ export class MoveSource {
     context.status(`stopping ${id}`);
     // a suspended guest of QEMU travels as it is: its memory is a file
     if (state !== "suspended" || mode === "state" || kind === "lxd") await driver.stop(guest, context);
+    await this.#handoffs.note(id, { type: "paused" });
     context.step("stopped");
     if (mode === "cold") parts.push(...(await driver.exportParts(guest, context)));
     await mkdir(directory, { recursive: true });
@@ -274,9 +286,11 @@ export class MoveSource {
       context.status(`the move of ${id} failed; it goes on here`);
       // the job's own signal may be the reason for the failure
       await bringTo(opened, { state, restart: false }, { ...context, signal: AbortSignal.timeout(takeBackMillis) });
+      await this.#handoffs.noteFailure(id, error, true);
       context.step("takenBack");
       return error;
     } catch (second) {
+      await this.#handoffs.noteFailure(id, error, false);
       const [first, then] = [error, second].map((it) => (it instanceof Error ? it.message : String(it)));
       return new CloudletError(codeOf(second), `the move of ${id} failed (${first}), and it could not be started here again: ${then}`);
     }
@@ -291,6 +305,7 @@ export class MoveSource {
     await this.#persist(target.node, context, async () => {
       await channel.json(empty, { method: "POST", path: "/v1/activate", body: { seal, epoch } });
     });
+    await this.#handoffs.note(id, { type: "activated" });
     context.step("activated");
     await this.#persist(target.node, context, () => this.#watch(channel, record.spec.ready?.timeoutSeconds ?? 60));
     const report = reportOf(departure);
@@ -299,6 +314,7 @@ export class MoveSource {
     const { leaving: _, ...note } = record;
     await this.#services.records.write({ ...note, lastMove: report });
     context.step("discarded");
+    await this.#handoffs.note(id, { type: "ended", report });
     await this.#files.writeDeparture(id, { ...departure, endedAt: Date.now() });
     // the move is over; a target that was not told hears of it later
     await this.#tell(id, report, channel).catch(() => undefined);
@@ -308,13 +324,19 @@ export class MoveSource {
   /** Tells the target how it went, after which nothing of the move is left on either node but the report. */
   async #tell(id: string, report: MoveReport, channel: MoveChannel): Promise<void> {
     try {
-      await channel.json(empty, { method: "POST", path: "/v1/complete", body: { report } });
+      await channel.json(empty, {
+        method: "POST",
+        path: "/v1/complete",
+        body: { report, history: await this.#handoffs.events(id) },
+      });
     } catch (error) {
       const endedAt = (await this.#files.departure(id))?.endedAt ?? 0;
       // it has heard already, and only its answer was lost
       const heard = codeOf(error) === "UNAUTHORIZED" || codeOf(error) === "NOT_FOUND";
       if (!heard && Date.now() - endedAt < reportMillis) throw error;
     }
+    // from now on the other node keeps it
+    await this.#handoffs.forget(id);
     await this.#files.forgetDeparture(id);
   }
 

@@ -4,7 +4,6 @@ import { CloudletError } from "../../core/errors.ts";
 import { checkPorts } from "../instanceApply.ts";
 import { bringTo, guestOf, imagesOf } from "../instances.ts";
 import { toJobError, type JobContext } from "../jobs.ts";
-import type { MoveReport } from "../handoffProtocol.ts";
 import type { InstanceSpec, VerbResult } from "../protocol.ts";
 import { allocateNetwork, type InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
@@ -17,7 +16,7 @@ import { DataServer, type Receiver } from "./dataServer.ts";
 import { MoveFiles, type ArrivalFile } from "./files.ts";
 import { makeArrived, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
-import type { Arrival } from "./wire.ts";
+import type { Arrival, Completion } from "./wire.ts";
 
 /** What a target gets done, in this order. */
 export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
@@ -219,12 +218,13 @@ export class MoveTarget implements Receiver {
     this.#start(id, { signal: new AbortController().signal, step: () => undefined, status: () => undefined });
   }
 
-  async complete(id: string, report: MoveReport): Promise<void> {
+  async complete(id: string, { report, history }: Completion): Promise<void> {
     // the record is also what an operation on the cloudlet writes
     await this.#services.lock.run(`instance:${id}`, () =>
       this.#inTurn(id, async () => {
         const { record } = await this.#both(id);
         await this.#services.records.write({ ...record, lastMove: report });
+        await this.#services.handoffs.adopt(id, history);
         await this.#files.forgetArrival(id);
         await this.closeWhenIdle();
         this.#options.onStep("completed");

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { moveReportSchema } from "../handoffProtocol.ts";
+import { handoffEventSchema, moveReportSchema } from "../handoffProtocol.ts";
 import { digestSchema, jobErrorSchema, kindSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
@@ -19,7 +19,12 @@ export const recipesSchema = z.object({ mode: z.enum(["cold", "state"]), parts: 
 export const missingSchema = z.object({ missing: z.array(digestSchema) });
 export const sealRequestSchema = z.object({ seal: digestSchema });
 export const activateSchema = z.object({ seal: digestSchema, epoch: z.int() });
-export const completeSchema = z.object({ report: moveReportSchema });
+export const completeSchema = z.object({
+  report: moveReportSchema,
+  /** Everything that is known of the cloudlet's handoffs, this one included. */
+  history: z.array(handoffEventSchema).default([]),
+});
+export type Completion = z.infer<typeof completeSchema>;
 
 /*
  * The data port of a target agent, while a move is expected or blobs are offered (TLS, certificate pinned, `Authorization: Bearer TOKEN`, `?id=CLOUDLET`):

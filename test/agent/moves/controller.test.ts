@@ -139,7 +139,7 @@ describe("the level of compression", () => {
     ["a lower one at 400 Mbit/s", 400, 1, 3],
     ["the lowest at 10 Gbit/s", 10_000, 1, 1],
     ["a lower one where the guests need the processor", 100, 0.3, 3],
-  ])("is %s", (_what, linkMbit, share, level) => {
+  ])("is %s", (...[, linkMbit, share, level]) => {
     expect(chooseLevel(memory(linkMbit), { share })).toBe(level);
   });
 
