@@ -39,3 +39,11 @@ export const typeFlags: Readonly<Record<EntryType, string>> = {
 export function shown(name: string): string {
   return Buffer.from(name, "latin1").toString("utf8");
 }
+
+/** All that two equal entries have in common, wherever they are; times do not count. */
+export function attributesOf({ type, mode, uid, gid, size, target, major, minor, xattrs }: TarEntry): string {
+  // nobody can change the mode of a symbolic link, and tools report it differently
+  const permissions = type === "symlink" ? 0 : mode;
+  const sorted = Object.entries(xattrs).sort(([x], [y]) => (x < y ? -1 : 1));
+  return JSON.stringify([type, permissions, uid, gid, size, target, major, minor, sorted]);
+}

@@ -1,7 +1,8 @@
 import { createHash } from "node:crypto";
 import { CloudletError } from "../core/errors.ts";
+import { FileTree, type Made, type Node } from "./fileTree.ts";
 import { readTar, type ReadEntry } from "./read.ts";
-import { shown, type TarEntry } from "./tar.ts";
+import { attributesOf, shown, type TarEntry } from "./tar.ts";
 
 /** A tar that can be read more than once. */
 export interface Source {
@@ -23,78 +24,34 @@ export interface Source {
   contents?: boolean;
 }
 
-/** A file, directory or the like; hard links are several nodes with one of these. */
-export interface Inode {
-  /** Its `path` is empty: there may be a hundred thousand of them in memory. */
-  entry: TarEntry;
-  /** Which of the sources it is from, and at which position there. */
-  source: number;
-  position: number;
-  /** SHA-256 of a file's content, as bytes, where it was asked for. */
-  digest: string;
-  /** How many names it has. */
-  names: number;
-}
-
-export interface Node {
-  inode: Inode;
-  /** Of a directory that is not empty. */
-  children?: Map<string, Node> | undefined;
-}
-
 /** Names more than this are an attack, and would not fit into memory. */
 const nodeLimit = 2_000_000;
 const whiteout = ".wh.";
 const opaque = ".wh..wh..opq";
 
 /** The file tree that sources make when one is unpacked over the other. Nothing that a tar says can lead out of it. */
-export async function readTree(sources: readonly Source[]): Promise<Node> {
-  const root: Node = { inode: implied() };
-  for (const [index, source] of sources.entries()) await addSource(root, source, index);
-  return root;
-}
-
-/** All nodes but the root in an order that depends on their names only, parents first; paths have no slash at either end. */
-export function* walk(node: Node, path = ""): Generator<{ path: string; node: Node }> {
-  for (const name of namesIn(node)) {
-    const child = node.children?.get(name);
-    if (child === undefined) continue;
-    const at = path === "" ? name : `${path}/${name}`;
-    yield { path: at, node: child };
-    yield* walk(child, at);
-  }
-}
-
-export function namesIn(node: Node): string[] {
-  return [...(node.children?.keys() ?? [])].sort((a, b) => (a < b ? -1 : 1));
+export async function readTree(sources: readonly Source[]): Promise<FileTree> {
+  const tree = new FileTree();
+  tree.add(implied);
+  for (const [index, source] of sources.entries()) await addSource(tree, source, index);
+  return tree;
 }
 
 /** A directory that no source mentions, and that its content needs. */
-function implied(): Inode {
-  const entry: TarEntry = {
-    path: "",
-    type: "directory",
-    mode: 0o755,
-    uid: 0,
-    gid: 0,
-    mtime: 0,
-    size: 0,
-    target: "",
-    major: 0,
-    minor: 0,
-    xattrs: {},
-  };
-  return { entry, source: -1, position: -1, digest: "", names: 1 };
-}
+const implied: Made = {
+  entry: { path: "", type: "directory", mode: 0o755, uid: 0, gid: 0, mtime: 0, size: 0, target: "", major: 0, minor: 0, xattrs: {} },
+  source: -1,
+  position: -1,
+};
 
-async function addSource(root: Node, source: Source, index: number): Promise<void> {
+async function addSource(tree: FileTree, source: Source, index: number): Promise<void> {
   const hash = createHash("sha256");
   let position = 0;
   for await (const read of readTar(source.digest === undefined ? source.open() : hashing(source.open(), hash))) {
     if (position > nodeLimit) throw refused(source, "holds more files than a root file system");
     const segments = placeOf(source, read.entry.path);
     const entry = source.translate?.(read.entry) ?? read.entry;
-    if (segments !== undefined) await addEntry(root, { source, index, position, read: { ...read, entry }, segments });
+    if (segments !== undefined) await addEntry(tree, { source, index, position, read: { ...read, entry }, segments });
     position += 1;
   }
   if (source.digest !== undefined && hash.digest("hex") !== source.digest) {
@@ -117,73 +74,68 @@ interface Addition {
   segments: string[];
 }
 
-async function addEntry(root: Node, addition: Addition): Promise<void> {
+async function addEntry(tree: FileTree, addition: Addition): Promise<void> {
   const { source, index, read, segments } = addition;
   const name = segments.at(-1);
-  if (name === undefined) return void (root.inode = await inodeOf(addition));
-  const parent = parentOf(root, addition);
-  if (source.whiteouts === true && name.startsWith(whiteout)) return hide(parent, name, index);
-  const present = parent.children?.get(name);
-  const inode = read.entry.type === "link" ? linked(root, addition) : await inodeOf(addition);
-  const stays = present?.inode.entry.type === "directory" && inode.entry.type === "directory";
-  if (present !== undefined && !stays) forget(present);
-  (parent.children ??= new Map()).set(name, { inode, children: stays ? present.children : undefined });
+  if (name === undefined) return tree.setRoot(await madeOf(addition));
+  const parent = parentOf(tree, addition);
+  if (source.whiteouts === true && name.startsWith(whiteout)) return hide(tree, { parent, name, index });
+  const present = tree.child(parent, name);
+  const node = read.entry.type === "link" ? linked(tree, addition) : tree.add(await madeOf(addition));
+  if (present !== undefined && tree.type(present) === "directory" && tree.type(node) === "directory") tree.moveChildren(present, node);
+  else if (present !== undefined) forget(tree, present);
+  tree.setChild(parent, name, node);
 }
 
-const noXattrs = {};
-
-async function inodeOf(addition: Addition): Promise<Inode> {
-  const { read, index, position } = addition;
-  const digest = await digestOf(addition);
-  const xattrs = Object.keys(read.entry.xattrs).length === 0 ? noXattrs : read.entry.xattrs;
-  return { entry: { ...read.entry, path: "", xattrs }, source: index, position, digest, names: 1 };
+async function madeOf({ source, read, index, position }: Addition): Promise<Made> {
+  const hashed = source.contents === true && read.entry.type === "file";
+  return { entry: read.entry, source: index, position, digest: hashed ? await digestOf(read) : undefined };
 }
 
 /** Everything below a node that is replaced or removed has a name less. */
-function forget(node: Node): void {
-  node.inode.names -= 1;
-  for (const child of node.children?.values() ?? []) forget(child);
+function forget(tree: FileTree, node: Node): void {
+  tree.changeNames(node, -1);
+  for (const child of tree.children(node)) forget(tree, child);
 }
 
-async function digestOf({ source, read }: Addition): Promise<string> {
-  if (source.contents !== true || read.entry.type !== "file") return "";
-  const hash = createHash("sha256");
-  for await (const chunk of read.content) hash.update(chunk);
-  return hash.digest().toString("latin1");
+async function digestOf({ entry, content }: ReadEntry): Promise<Buffer> {
+  const hash = createHash("sha256").update(attributesOf(entry));
+  for await (const chunk of content) hash.update(chunk);
+  return hash.digest();
 }
 
 /** A whiteout removes what lies below its own source, wherever it stands in it. */
-function hide(parent: Node, name: string, index: number): void {
-  const hidden = name === opaque ? [...(parent.children?.keys() ?? [])] : [name.slice(whiteout.length)];
+function hide(tree: FileTree, { parent, name, index }: { parent: Node; name: string; index: number }): void {
+  const hidden = name === opaque ? tree.namesIn(parent) : [name.slice(whiteout.length)];
   for (const each of hidden) {
-    const node = parent.children?.get(each);
+    const node = tree.child(parent, each);
     if (node === undefined) continue;
-    hide(node, opaque, index);
-    if (node.inode.source >= index || (node.children?.size ?? 0) > 0) continue;
-    forget(node);
-    parent.children?.delete(each);
+    hide(tree, { parent: node, name: opaque, index });
+    if (tree.source(node) >= index || tree.namesIn(node).length > 0) continue;
+    forget(tree, node);
+    tree.removeChild(parent, each);
   }
 }
 
-function parentOf(root: Node, { source, segments }: Addition): Node {
-  let at = root;
+function parentOf(tree: FileTree, { source, segments }: Addition): Node {
+  let at = tree.root;
   for (const name of segments.slice(0, -1)) {
-    const next: Node = at.children?.get(name) ?? { inode: implied() };
-    if (next.inode.entry.type !== "directory")
+    let next = tree.child(at, name);
+    if (next === undefined) tree.setChild(at, name, (next = tree.add(implied)));
+    if (tree.type(next) !== "directory")
       throw refused(source, `puts ${shown(segments.join("/"))} below ${shown(name)}, which is no directory`);
-    (at.children ??= new Map()).set(name, next);
     at = next;
   }
   return at;
 }
 
-function linked(root: Node, { source, read }: Addition): Inode {
+function linked(tree: FileTree, { source, read }: Addition): Node {
   const target = placeOf(source, read.entry.target) ?? [];
-  let at: Node | undefined = root;
-  for (const name of target) at = at?.children?.get(name);
-  if (at !== undefined && at.inode.entry.type !== "directory") {
-    at.inode.names += 1;
-    return at.inode;
+  let at: Node | undefined = tree.root;
+  for (const name of target) at = at === undefined ? undefined : tree.child(at, name);
+  if (at !== undefined && tree.type(at) !== "directory") {
+    tree.changeNames(at, 1);
+    return at;
   }
   throw refused(source, `links ${shown(read.entry.path)} to ${shown(read.entry.target)}, which is no file in it`);
 }

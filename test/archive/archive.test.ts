@@ -12,7 +12,7 @@ import { deltaOf } from "../../provider/archive/delta.ts";
 import { packTree } from "../../provider/archive/pack.ts";
 import { readTar } from "../../provider/archive/read.ts";
 import type { EntryType, TarEntry } from "../../provider/archive/tar.ts";
-import { readTree, walk, type Source } from "../../provider/archive/tree.ts";
+import { readTree, type Source } from "../../provider/archive/tree.ts";
 import { endOfTar, headerOf, paddingOf } from "../../provider/archive/write.ts";
 
 const run = promisify(execFile);
@@ -270,11 +270,11 @@ describe("a delta", () => {
 
 /** Everything that matters of what sources make. */
 async function state(sources: Source[]): Promise<unknown[]> {
-  const root = await readTree(sources.map((source) => ({ ...source, contents: true })));
+  const tree = await readTree(sources.map((source) => ({ ...source, contents: true })));
   const groups = new Map<unknown, string>();
-  for (const { path, node } of walk(root)) if (!groups.has(node.inode)) groups.set(node.inode, path);
-  return [...walk(root)].map(({ path, node: { inode } }) => {
-    const { path: _, mtime: _mtime, type, ...rest } = inode.entry;
-    return { path, type, ...rest, digest: inode.digest, first: groups.get(inode) };
+  for (const { path, node } of tree.walk()) if (!groups.has(node)) groups.set(node, path);
+  return [...tree.walk()].map(({ path, node }) => {
+    const { path: _, mtime: _mtime, ...rest } = tree.entry(node) ?? { path, mtime: 0, digest: tree.digest(node).toString("hex") };
+    return { path, type: tree.type(node), ...rest, first: groups.get(node) };
   });
 }

@@ -5,6 +5,7 @@ const isTest = (path: string): boolean => /^test\/.*\.test\.ts$/.test(path);
 
 /** Which suite runs the files that no test imports by name, and that a test of their own would only repeat. */
 const suites: { files: RegExp; suite: string }[] = [
+  { files: /^provider\/archive\//, suite: "test/archive/archive.test.ts" },
   { files: /^provider\/core\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/local\/(registry\/|http\.ts)/, suite: "test/local/registry/registry.test.ts" },
   { files: /^provider\/local\/(files|directory)\.ts$/, suite: "test/core/localFiles.test.ts" },
