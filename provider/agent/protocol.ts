@@ -154,6 +154,14 @@ export const makingsSchema = z.object({
 });
 export type Makings = z.infer<typeof makingsSchema>;
 
+/** How to log in to a guest that an overlay is built in; no part of what comes of it. Secret. */
+export const loginSchema = z.object({
+  ssh: z.object({ user: z.string(), port: z.int(), privateKey: z.string() }).optional(),
+  /** The shell or login on the first serial port. */
+  console: z.object({ user: z.string(), password: z.string().optional() }).optional(),
+});
+export type Login = z.infer<typeof loginSchema>;
+
 /** An overlay on a node. */
 export const overlayStatusSchema = z.object({
   digest: digestSchema.describe("Of its manifest: its identity."),
@@ -298,7 +306,7 @@ export const verbs = {
   "image.keep": { args: kept.extend({ digest: digestSchema, arrival: arrivalSchema.optional() }), result: imageStatusSchema },
   "image.release": { args: kept, result: nothing },
   /** Builds an overlay here and keeps it for an owner; one that was built from the same makings is taken as it is. */
-  "overlay.build": { args: kept.extend({ makings: makingsSchema }), result: overlayStatusSchema },
+  "overlay.build": { args: kept.extend({ makings: makingsSchema, login: loginSchema.optional() }), result: overlayStatusSchema },
   /** Keeps an overlay whose blobs are in the store (adopted, imported, taken from another node). */
   "overlay.keep": { args: kept.extend({ digest: digestSchema }), result: overlayStatusSchema },
   "overlay.release": { args: kept, result: nothing },

@@ -1,4 +1,4 @@
-import type { Readable } from "node:stream";
+import type { Duplex, Readable } from "node:stream";
 import type { InstanceExecResult, InstanceSpec, Kind, Machine } from "../agent/protocol.ts";
 
 /** What a hypervisor may lack; a cloudlet that needs a missing one is refused in preview, by this name. */
@@ -82,6 +82,8 @@ export interface Synthesis {
   machine(resources: { cores: number; memoryMib: number }): Promise<Machine>;
   /** Starts a guest made by `ensure` with its memory in a plain file, so that it can be frozen; over `origin` where it is resumed from a base's memory. */
   startForFreeze(guest: Guest, origin: Origin | undefined, progress: Progress): Promise<void>;
+  /** What a guest started by `startForFreeze` prints on its first serial port, and what is typed there. One at a time. */
+  openConsole(guest: Guest): Promise<Duplex>;
   /** Has the guest give back what it does not need (trim, free pages), stops it at one instant, and ends its process. */
   freeze(guest: Guest, progress: Progress): Promise<Frozen>;
   /** Makes the guest over an overlay and resumes it; returns once it runs. With `settle` to come where a layer is still arriving. */

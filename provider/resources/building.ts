@@ -1,4 +1,4 @@
-import type { Makings, OverlayStatus } from "../agent/protocol.ts";
+import type { Login, Makings, OverlayStatus } from "../agent/protocol.ts";
 import type { Context } from "../core/context.ts";
 import { codeOf } from "../core/errors.ts";
 import type { Reach } from "./images.ts";
@@ -10,6 +10,8 @@ export interface Kept {
   owner: string;
   builder: Reach;
   makings: Makings;
+  /** How to get into a guest without a guest agent. */
+  login?: Login | undefined;
   /** What came of the same makings before, if it is known; and who may have it. */
   earlier: string | undefined;
   givers: readonly Reach[];
@@ -18,7 +20,10 @@ export interface Kept {
 const buildMillis = 3_000_000;
 
 /** The same overlay is not built again: it stays, or is taken from a node that has it; else the node builds it. */
-export async function keepOrBuild({ name, owner, builder, makings, earlier, givers }: Kept, context: Context): Promise<OverlayStatus> {
+export async function keepOrBuild(
+  { name, owner, builder, makings, login, earlier, givers }: Kept,
+  context: Context,
+): Promise<OverlayStatus> {
   const agent = await context.agent(builder.connection);
   if (earlier !== undefined) {
     const kept = await agent.overlay(name, owner);
@@ -28,7 +33,7 @@ export async function keepOrBuild({ name, owner, builder, makings, earlier, give
       return agent.run("overlay.keep", { name, owner, digest: earlier }, follow(context));
     }
   }
-  return agent.run("overlay.build", { name, owner, makings }, { ...follow(context), timeoutMillis: buildMillis });
+  return agent.run("overlay.build", { name, owner, makings, ...(login && { login }) }, { ...follow(context), timeoutMillis: buildMillis });
 }
 
 async function reached(brought: Promise<unknown>): Promise<boolean> {

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { InstanceSpec, Ready } from "../agent/protocol.ts";
+import type { InstanceSpec, Login, Ready } from "../agent/protocol.ts";
 import type { Issue } from "../core/define.ts";
 
 /** What a guest is made of: the inputs that cloudlets and overlays have in common. */
@@ -39,6 +39,60 @@ export const userDataField = z
   .max(64 * 1024)
   .optional()
   .describe("cloud-init user data (kvm only).");
+
+const userField = z
+  .string()
+  .regex(/^[A-Za-z_][A-Za-z0-9_.-]*$/, "must be a user name")
+  .default("root")
+  .describe("Login user: root, or one with password-less sudo.");
+
+const loginSchema = z.strictObject({
+  ssh: z
+    .strictObject({
+      user: userField,
+      port: portNumber.default(22).describe("Port of the guest's SSH server."),
+      privateKey: z
+        .string()
+        .regex(/PRIVATE KEY/, "must be a private key in OpenSSH or PEM form")
+        .refine((key) => !/ENCRYPTED/.test(key), "has a passphrase; give a key without one, as nobody is asked while it is built")
+        .describe("Private key in OpenSSH or PEM form, without a passphrase, that the image lets in.")
+        .meta({ secret: true }),
+    })
+    .optional()
+    .describe("The guest's SSH server."),
+  console: z
+    .strictObject({
+      user: userField,
+      password: z
+        .string()
+        .regex(/^[^\r\n]+$/, "must be one line")
+        .optional()
+        .describe("Password of the login user. Not needed where the console has a shell already.")
+        .meta({ secret: true }),
+    })
+    .optional()
+    .describe("The shell or login on the guest's first serial port (ttyS0)."),
+});
+
+export const loginField = loginSchema
+  .optional()
+  .describe(
+    "How to get into the guest while it is built, where its image has no cloud-init and no QEMU guest agent (kvm only). Of the guest agent, `ssh` and `console` the first that answers brings files and environment and runs the script. A change alone does not build anew.",
+  )
+  .meta({ carried: true });
+
+export function loginIssues(login: z.infer<typeof loginField>): Issue[] {
+  if (login === undefined || login.ssh !== undefined || login.console !== undefined) return [];
+  return [{ path: "login", message: "says no way into the guest; set `ssh`, `console` or both" }];
+}
+
+export function toLogin({ ssh, console }: z.infer<typeof loginSchema>): Login {
+  const { password, user } = console ?? {};
+  return {
+    ...(ssh && { ssh }),
+    ...(user !== undefined && { console: { user, ...(password !== undefined && { password }) } }),
+  };
+}
 
 export const readySchema = z.strictObject({
   tcp: portNumber.optional().describe("Ready when this port of the cloudlet accepts a connection."),

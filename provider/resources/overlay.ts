@@ -8,11 +8,14 @@ import { keepOrBuild } from "./building.ts";
 import {
   environmentField,
   filesField,
+  loginField,
+  loginIssues,
   readyIssues,
   readySchema,
   readyText,
   resourcesSchema,
   toFiles,
+  toLogin,
   toReady,
   userDataField,
 } from "./guest.ts";
@@ -62,6 +65,7 @@ const inputs = z.strictObject({
     .max(256 * 1024)
     .optional()
     .describe("Shell script run in the guest once the files are there."),
+  login: loginField,
   resources: resourcesSchema
     .optional()
     .describe(
@@ -158,10 +162,10 @@ function defaultResources(base: Inputs["base"]): z.infer<typeof resourcesSchema>
 const adoptedWays = ["file", "image"];
 
 /** Where it is built elsewhere, nothing of how it is built may be said here. */
-const buildingFields = ["files", "environment", "userData", "script", "resources", "ready"] as const;
+const buildingFields = ["files", "environment", "userData", "script", "login", "resources", "ready"] as const;
 
 function constraints(want: Partial<Inputs>, { given }: CheckContext): Issue[] {
-  const issues = [...baseIssues(want), ...readyIssues(want.ready), ...kindIssues(want)];
+  const issues = [...baseIssues(want), ...readyIssues(want.ready), ...kindIssues(want), ...loginIssues(want.login)];
   if (adoptedWays.some((way) => given.has(way))) {
     issues.push(...oneOf(adoptedWays, given));
     for (const field of buildingFields) {
@@ -196,12 +200,14 @@ function isGiven(value: unknown): boolean {
   return value !== undefined && (typeof value !== "object" || value === null || Object.keys(value).length > 0);
 }
 
-function kindIssues({ builder, userData, base }: Partial<Inputs>): Issue[] {
+function kindIssues({ builder, userData, login, base }: Partial<Inputs>): Issue[] {
   if (builder === undefined) return [];
   const { kind } = parseHypervisor(builder);
   const issues: Issue[] = [];
   if (userData !== undefined && !abilitiesOf[kind].includes("userData"))
     issues.push({ path: "userData", message: `a hypervisor of kind "${kind}" has no "userData"; remove it, or use the other kind` });
+  if (login !== undefined && kind !== "kvm")
+    issues.push({ path: "login", message: `is for virtual machines, and ${builder} reaches into its containers by itself; remove it` });
   if (base?.memory && kind !== "kvm")
     issues.push({ path: "base", message: `has saved memory, and ${builder} is ${kind}; use a base for ${kind}` });
   return issues;
@@ -257,7 +263,8 @@ async function build(want: Inputs, old: Known | undefined, context: Context): Pr
     if (base.memory) await bring({ what, digests: [base.memory.digest], taker: builder, givers: want.sources }, undefined, context);
   }
   const givers = old ? [reachOf(old)] : [];
-  return keepOrBuild({ name: want.name, owner: want.owner, builder, makings, earlier: same ? old.digest : undefined, givers }, context);
+  const kept = { name: want.name, owner: want.owner, builder, makings, ...(want.login && { login: toLogin(want.login) }) };
+  return keepOrBuild({ ...kept, earlier: same ? old.digest : undefined, givers }, context);
 }
 
 async function openBase(want: Inputs, context: Context): Promise<LocalBlob> {

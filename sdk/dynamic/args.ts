@@ -235,3 +235,26 @@ export interface BaseImageMemoryArgs {
   /** The Hypervisor that boots it, one of `nodes`. Default: the first of them. */
   builder?: pulumi.Input<string> | undefined;
 }
+
+export interface OverlayLoginArgs {
+  /** The guest's SSH server. */
+  ssh?: pulumi.Input<OverlayLoginSshArgs> | undefined;
+  /** The shell or login on the guest's first serial port (ttyS0). */
+  console?: pulumi.Input<OverlayLoginConsoleArgs> | undefined;
+}
+
+export interface OverlayLoginSshArgs {
+  /** Login user: root, or one with password-less sudo. Default: "root". */
+  user?: pulumi.Input<string> | undefined;
+  /** Port of the guest's SSH server. Default: 22. */
+  port?: pulumi.Input<number> | undefined;
+  /** Private key in OpenSSH or PEM form, without a passphrase, that the image lets in. */
+  privateKey: pulumi.Input<string>;
+}
+
+export interface OverlayLoginConsoleArgs {
+  /** Login user: root, or one with password-less sudo. Default: "root". */
+  user?: pulumi.Input<string> | undefined;
+  /** Password of the login user. Not needed where the console has a shell already. */
+  password?: pulumi.Input<string> | undefined;
+}

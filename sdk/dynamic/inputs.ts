@@ -14,6 +14,7 @@ import type {
   CloudletVolumeArgs,
   ReadyArgs,
   BaseImageMemoryArgs,
+  OverlayLoginArgs,
 } from "./args.ts";
 
 export interface EdgeClusterInputs {
@@ -128,6 +129,8 @@ export interface OverlayInputs {
   userData?: pulumi.Input<string> | undefined;
   /** Shell script run in the guest once the files are there. */
   script?: pulumi.Input<string> | undefined;
+  /** How to get into the guest while it is built, where its image has no cloud-init and no QEMU guest agent (kvm only). Of the guest agent, `ssh` and `console` the first that answers brings files and environment and runs the script. A change alone does not build anew. */
+  login?: pulumi.Input<OverlayLoginArgs> | undefined;
   /** What the guest has while it is built; cloudlets that have the same resume from its memory. Default: the base's memory, else that of a cloudlet. */
   resources?: pulumi.Input<ResourcesArgs> | undefined;
   /** When it is saved. How to tell that the application answers. Exactly one of tcp, http and log. Required where it is built. */

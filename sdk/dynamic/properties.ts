@@ -23,6 +23,7 @@ import type {
   CloudletLastMove,
   BaseImageMemory,
   BaseImagePlacement,
+  OverlayLogin,
 } from "./types.ts";
 
 /** The nodes that serve one application. Every cloudlet belongs to a cluster; a second application on a cluster is refused in preview. */
@@ -227,6 +228,8 @@ export abstract class OverlayProperties extends pulumi.dynamic.Resource {
   declare readonly userData: pulumi.Output<string | undefined>;
   /** Shell script run in the guest once the files are there. */
   declare readonly script: pulumi.Output<string | undefined>;
+  /** How to get into the guest while it is built, where its image has no cloud-init and no QEMU guest agent (kvm only). Of the guest agent, `ssh` and `console` the first that answers brings files and environment and runs the script. A change alone does not build anew. */
+  declare readonly login: pulumi.Output<OverlayLogin | undefined>;
   /** What the guest had while it was built. */
   declare readonly resources: pulumi.Output<Resources>;
   /** When it is saved. How to tell that the application answers. Exactly one of tcp, http and log. Required where it is built. */
@@ -352,6 +355,8 @@ export const traits = {
       ["connection", "proxy", "password"],
       ["connection", "proxy", "privateKey"],
       ["connection", "proxy", "privateKeyPassword"],
+      ["login", "ssh", "privateKey"],
+      ["login", "console", "password"],
     ],
     secretOutputs: [],
   },

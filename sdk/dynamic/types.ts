@@ -343,3 +343,26 @@ export interface BaseImagePlacement {
   /** Who sent them: a node, or `operator`; empty where the node had it. */
   from: string;
 }
+
+export interface OverlayLogin {
+  /** The guest's SSH server. */
+  ssh?: OverlayLoginSsh;
+  /** The shell or login on the guest's first serial port (ttyS0). */
+  console?: OverlayLoginConsole;
+}
+
+export interface OverlayLoginSsh {
+  /** Login user: root, or one with password-less sudo. Default: "root". */
+  user: string;
+  /** Port of the guest's SSH server. Default: 22. */
+  port: number;
+  /** Private key in OpenSSH or PEM form, without a passphrase, that the image lets in. */
+  privateKey: string;
+}
+
+export interface OverlayLoginConsole {
+  /** Login user: root, or one with password-less sudo. Default: "root". */
+  user: string;
+  /** Password of the login user. Not needed where the console has a shell already. */
+  password?: string;
+}

@@ -1,3 +1,4 @@
+import { CloudletError } from "../../provider/core/errors.ts";
 import type { Machine } from "../../provider/agent/protocol.ts";
 import type { Frozen, Guest, Origin, Synthesis } from "../../provider/hypervisors/types.ts";
 import { FakeDriver } from "./driver.ts";
@@ -12,6 +13,7 @@ export class SynthesisDriver extends FakeDriver {
   readonly synthesis: Synthesis = {
     machine: (resources) => Promise.resolve(this.machineOf(resources)),
     startForFreeze: (guest) => this.#note("startForFreeze", () => this.#put(guest, "running")),
+    openConsole: () => Promise.reject(new CloudletError("UNREACHABLE", "this guest has no console")),
     freeze: (guest) =>
       this.#note("freeze", (): Frozen => {
         this.#put(guest, "stopped");

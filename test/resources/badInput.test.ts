@@ -29,6 +29,7 @@ const machine = {
   memoryMib: 256,
 };
 const overlay = { digest: "e".repeat(64) };
+const privateKey = "-----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----\n";
 const node = { cores: 2, memoryMib: 1024, accelerator: "kvm", cpuFlags: ["avx2", "sse2"], machineTypes: ["pc-q35-6.2"] };
 
 const good = {
@@ -229,6 +230,14 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
   ["Overlay", { ready: { tcp: 80, log: "up" } }, "ready", /exactly one/],
   ["Overlay", { builder: "gw1" }, "builder", /gw1\/kvm/],
   ["Overlay", { builder: "gw1/lxd", userData: "x" }, "userData", /has no "userData"/],
+  ["Overlay", { login: {} }, "login", /ssh.*console/],
+  ["Overlay", { login: { ssh: { user: "-oProxyCommand=x", privateKey } } }, "login.ssh.user", /user name/],
+  ["Overlay", { login: { ssh: { port: 0, privateKey } } }, "login.ssh.port", /1/],
+  ["Overlay", { login: { ssh: { privateKey: "~/.ssh/id" } } }, "login.ssh.privateKey", /private key in OpenSSH/],
+  ["Overlay", { login: { ssh: { privateKey: privateKey.replace("PRIVATE", "ENCRYPTED PRIVATE") } } }, "login.ssh.privateKey", /passphrase/],
+  ["Overlay", { login: { console: { password: "a\nb" } } }, "login.console.password", /one line/],
+  ["Overlay", { builder: "gw1/lxd", login: { console: {} } }, "login", /containers/],
+  ["Overlay", { file: "app.overlay", script: undefined, ready: undefined, login: { console: {} } }, "login", /built already/],
   ["Overlay", { base: { file: "missing.qcow2" } }, "base.file", /no file/],
   ["Overlay", { file: "app.overlay" }, "script", /built already/],
   ["Overlay", { file: "app.overlay", script: undefined }, "ready", /built already/],

@@ -61,7 +61,7 @@ const rules: Rule[] = [
       new RegExp(`^provider/hypervisors/${kind}/`),
       driverContract,
       /^provider\/archive\//,
-      /^provider\/agent\/(protocol|durable|process|detached)\.ts$/,
+      /^provider\/agent\/(protocol|durable|process|detached|guestScript)\.ts$/,
       core,
       /^(zod|tar-stream)$/,
       builtins,

@@ -9,11 +9,12 @@ import type { Frozen } from "../../hypervisors/types.ts";
 import { layerFiles } from "../../synthesis/layerFiles.ts";
 import type { Sealed, SealInput, Touch } from "../../synthesis/sealTypes.ts";
 import type { JobContext } from "../jobs.ts";
-import type { Makings, OverlayStatus, VerbArgs } from "../protocol.ts";
+import type { Login, Makings, OverlayStatus, VerbArgs } from "../protocol.ts";
 import { waitReady } from "../ready.ts";
 import type { Services } from "../services.ts";
-import { furnish, specOf, withBuildGuest } from "./buildGuest.ts";
+import { specOf, withBuildGuest } from "./buildGuest.ts";
 import type { BuildGuest } from "./buildGuest.ts";
+import { furnish } from "./furnish.ts";
 import { builtBefore, keepOverlay } from "./overlays.ts";
 
 const mib = 1024 * 1024;
@@ -23,6 +24,7 @@ const settleMillis = 2_000;
 interface Build {
   services: Services;
   makings: Makings;
+  login: Login | undefined;
   key: string;
   context: JobContext;
 }
@@ -30,11 +32,11 @@ interface Build {
 /** Builds an overlay and keeps it; one that was built from the same makings is taken as it is. */
 export async function buildOverlay(
   services: Services,
-  { name, owner, makings }: VerbArgs<"overlay.build">,
+  { name, owner, makings, login }: VerbArgs<"overlay.build">,
   context: JobContext,
 ): Promise<OverlayStatus> {
   const key = createHash("sha256").update(JSON.stringify(makings)).digest("hex");
-  return services.lock.run(`build:${key}`, () => inTurn({ services, makings, key, context }, { name, owner }), context.signal);
+  return services.lock.run(`build:${key}`, () => inTurn({ services, makings, login, key, context }, { name, owner }), context.signal);
 }
 
 async function inTurn(build: Build, holder: { name: string; owner: string }): Promise<OverlayStatus> {
@@ -53,11 +55,11 @@ async function inTurn(build: Build, holder: { name: string; owner: string }): Pr
 }
 
 async function buildMachine(build: Build): Promise<string> {
-  const { services, makings, key, context } = build;
+  const { services, makings, login, key, context } = build;
   const { base, parent } = makings;
   if (parent !== undefined) await services.layers.make(parent, context);
   const basePath = parent === undefined ? await services.store.path(base) : layerFiles(services.layers.directoryOf(parent)).disk;
-  const spec = specOf(`build/${key.slice(0, 16)}`, makings);
+  const spec = specOf(`build/${key.slice(0, 16)}`, makings, login);
   return withBuildGuest(services, { spec, basePath }, async (built) => {
     const { driver, guest, record } = built;
     if (driver.synthesis === undefined) throw unable();
@@ -68,7 +70,7 @@ async function buildMachine(build: Build): Promise<string> {
     await services.starts.run(makings.resources, context, async () => {
       await driver.synthesis?.startForFreeze(guest, origin, context);
       context.step("started");
-      await furnish(built, makings, context);
+      await furnish(built, { makings, login }, context);
     });
     context.status("freezing the guest");
     const frozen = await driver.synthesis.freeze(guest, context);
@@ -156,7 +158,7 @@ async function buildContainer(build: Build): Promise<string> {
     await services.starts.run(makings.resources, context, async () => {
       await driver.start(guest, context);
       context.step("started");
-      await furnish(built, makings, context);
+      await furnish(built, { makings, login: undefined }, context);
     });
     await driver.stop(guest, context);
     context.step("frozen");

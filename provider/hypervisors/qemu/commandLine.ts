@@ -12,7 +12,10 @@ export interface Machine {
   volumes: { path: string; serial: string }[];
   nic: { tap: string; mac: string };
   sockets: { qmp: string; status: string; guestAgent: string };
+  /** What the first serial port prints is kept here. */
   console: string;
+  /** Where it can be typed to as well. */
+  consoleSocket?: string | undefined;
   /** User to become once everything is open. */
   user?: string | undefined;
   sandbox: boolean;
@@ -54,7 +57,7 @@ export function commandLine(machine: Machine): string[] {
     ...["-mon", "chardev=qmp,mode=control"],
     ...socket("status", machine.sockets.status),
     ...["-mon", "chardev=status,mode=control"],
-    ...["-chardev", `file,id=console,path=${comma(machine.console)},append=on`, "-serial", "chardev:console"],
+    ...consoleOf(machine),
     ...disks(machine),
     ...["-netdev", `tap,id=net,ifname=${machine.nic.tap},script=no,downscript=no`],
     ...["-device", `virtio-net-pci,netdev=net,mac=${machine.nic.mac},addr=0x4`],
@@ -79,6 +82,13 @@ function machineOptions({ pinned, memory }: Machine): string {
 function memoryFile({ path, shared }: { path: string; shared: boolean }, memoryMib: number): string {
   const file = `memory-backend-file,id=${memoryName},size=${String(memoryMib)}M,mem-path=${comma(path)},share=${shared ? "on" : "off"}`;
   return `${file},x-use-canonical-path-for-ramblock-id=off`;
+}
+
+function consoleOf({ console, consoleSocket }: Machine): string[] {
+  const serial = ["-serial", "chardev:console"];
+  if (consoleSocket === undefined) return ["-chardev", `file,id=console,path=${comma(console)},append=on`, ...serial];
+  const [option = "", where = ""] = socket("console", consoleSocket);
+  return [option, `${where},logfile=${comma(console)},logappend=on`, ...serial];
 }
 
 function disks(machine: Machine): string[] {

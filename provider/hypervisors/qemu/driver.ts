@@ -16,7 +16,7 @@ import type { Surroundings } from "./launch.ts";
 import { ensureSeed } from "./seed.ts";
 import { freeze } from "./freeze.ts";
 import { exportState, importState } from "./state.ts";
-import { hold, machine, makeOver, resume, settle, startForFreeze } from "./synthesis.ts";
+import { hold, machine, makeOver, openConsole, resume, settle, startForFreeze } from "./synthesis.ts";
 import { createVolume, readVolume, writeVolume } from "./volumes.ts";
 
 export interface QemuDriverOptions {
@@ -62,6 +62,7 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
     synthesis: {
       machine,
       startForFreeze: async (guest, origin, progress) => startForFreeze({ guest, origin, around: await surroundings(), progress }),
+      openConsole,
       freeze: async (guest, progress) => freeze(guest, await surroundings(), progress),
       resume: async (guest, origin, progress) => resume({ guest, origin, around: await surroundings(), progress }),
       makeOver,

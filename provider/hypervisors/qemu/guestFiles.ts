@@ -13,6 +13,8 @@ export function guestFiles(guest: Pick<Guest, "directory">) {
     /** Which contents the seed has. */
     seedId: at("seed.id"),
     console: at("console.log"),
+    /** Where a guest that is to be frozen can be typed to. */
+    consoleSocket: at("console.sock"),
     launch: at("launch.json"),
     qmp: at("qmp.sock"),
     /** A monitor of its own, so that looking never waits for a long command. */

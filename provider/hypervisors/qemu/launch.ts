@@ -33,6 +33,8 @@ export interface LaunchOptions {
   incoming?: string | undefined;
   /** Files that the process inherits as 3, 4, …. */
   descriptors?: number[];
+  /** Its console can be typed to. */
+  typed?: boolean;
   /** Its memory is read page by page. */
   singlePages?: boolean;
 }
@@ -54,6 +56,7 @@ export async function launchProcess(guest: Guest, launch: Launch, options: Launc
     seed: launch.inside === undefined ? files.seed : files.originSeed,
     volumes: volumes.map((volume) => ({ path: volume.hostPath, serial: volumeSerial(volume.id) })),
     sockets: { qmp: files.qmp, status: files.status, guestAgent: files.guestAgent },
+    ...(options.typed === true && { consoleSocket: files.consoleSocket }),
     user: user?.name,
     sandbox: around.confinement.sandbox,
     pinned: launch.pinned,

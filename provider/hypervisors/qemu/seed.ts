@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { chmod, mkdtemp, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { exists, writeDurably } from "../../agent/durable.ts";
+import { environmentLines, fileLines, quoted } from "../../agent/guestScript.ts";
 import { run } from "../../agent/process.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Guest } from "../types.ts";
@@ -60,33 +61,14 @@ function vendorScript(guest: Pick<Guest, "spec" | "volumes">): string {
   const mounts = guest.volumes.flatMap((volume) => mountLines(volume));
   // environment and files are in the overlay, and must not be undone
   if (guest.spec.overlay !== undefined) return [...opening, ...mounts, ""].join("\n");
-  const environment = Object.entries(guest.spec.environment).sort(([a], [b]) => (a < b ? -1 : 1));
   return [
     ...opening,
-    "touch /etc/environment",
-    "sed -i '/^# cloudlet begin$/,/^# cloudlet end$/d' /etc/environment",
-    ...heredoc("cat >>/etc/environment", [
-      "# cloudlet begin",
-      ...environment.map(([name, value]) => `${name}="${value.replace(/[\\"$`]/g, "\\$&")}"`),
-      "# cloudlet end",
-    ]),
+    ...environmentLines(guest.spec.environment),
     // volumes first: a file may lie on one
     ...mounts,
-    ...guest.spec.files.flatMap((file) => writeFileLines(file)),
+    ...guest.spec.files.flatMap((file) => fileLines(file)),
     "",
   ].join("\n");
-}
-
-function writeFileLines(file: { path: string; content: string; mode: number }): string[] {
-  const target = quoted(file.path);
-  const temporary = quoted(`${file.path}.cloudlet`);
-  return [
-    `mkdir -p ${quoted(parentOf(file.path))}`,
-    `rm -f ${temporary}`,
-    ...heredoc(`(umask 077; base64 -d >${temporary})`, file.content.match(/.{1,76}/g) ?? []),
-    `chmod ${file.mode.toString(8).padStart(4, "0")} ${temporary}`,
-    `mv -f ${temporary} ${target}`,
-  ];
 }
 
 /** Mounted at once, and by fstab at later boots of guests that run this script only once. */
@@ -104,21 +86,6 @@ function mountLines(volume: { id: string; path: string }): string[] {
 
 function networkConfig(mac: string): string {
   return ["version: 2", "ethernets:", "  nic0:", "    match:", `      macaddress: "${mac}"`, "    dhcp4: true", ""].join("\n");
-}
-
-function heredoc(command: string, lines: string[]): string[] {
-  const text = lines.join("\n");
-  let end = "END";
-  while (text.split("\n").includes(end)) end += "_";
-  return [`${command} <<'${end}'`, ...lines, end];
-}
-
-function quoted(text: string): string {
-  return `'${text.replaceAll("'", "'\\''")}'`;
-}
-
-function parentOf(path: string): string {
-  return path.slice(0, Math.max(path.lastIndexOf("/"), 1));
 }
 
 async function isoProgram(): Promise<[string, ...string[]]> {

@@ -1,4 +1,7 @@
+import { once } from "node:events";
 import { copyFile, open, rm, writeFile } from "node:fs/promises";
+import { connect } from "node:net";
+import type { Duplex } from "node:stream";
 import { codeOf, CloudletError } from "../../core/errors.ts";
 import { processOutput } from "../../agent/detached.ts";
 import { exists, readJson, writeDurably } from "../../agent/durable.ts";
@@ -87,7 +90,7 @@ export async function startForFreeze(wanted: Omit<Wanted, "origin"> & { origin: 
       const pinned = await machine(guest.spec.resources);
       const launch: Launch = { ...launchOf(guest, pinned.accelerator), pinned: { type: pinned.type, cpu: pinned.cpu.model } };
       await writeDurably(files.launch, JSON.stringify(launch), 0o600);
-      return await launchProcess(guest, launch, { around, memory, nic: await openNic(guest, launch, around) });
+      return await launchProcess(guest, launch, { around, memory, typed: true, nic: await openNic(guest, launch, around) });
     }
     const launch = await launchOver(guest, origin);
     await writeDurably(files.launch, JSON.stringify(launch), 0o600);
@@ -99,10 +102,22 @@ export async function startForFreeze(wanted: Omit<Wanted, "origin"> & { origin: 
       createUnchecked(files.disk, { below: origin.disk.file, sizeMib: guest.spec.resources.diskMib, clusterBytes: 65536 }),
       copyFile(origin.seed, files.originSeed),
     ]);
-    await launchFromState({ guest, origin, around, progress }, launch, { around, nic, below, memory });
+    await launchFromState({ guest, origin, around, progress }, launch, { around, nic, below, memory, typed: true });
   } catch (error) {
     await end(guest);
     throw error;
+  }
+}
+
+/** The serial console of a guest that `startForFreeze` started. */
+export async function openConsole(guest: Guest): Promise<Duplex> {
+  const console = connect(guestFiles(guest).consoleSocket);
+  try {
+    await once(console, "connect");
+    return console;
+  } catch (cause) {
+    console.destroy();
+    throw new CloudletError("UNREACHABLE", `the serial console of guest ${guest.name} does not answer`, { cause });
   }
 }
 
