@@ -19,6 +19,7 @@ import { MoveFiles, type Departure } from "./files.ts";
 import type { Handoffs } from "./handoffs.ts";
 import { volumePartName } from "./making.ts";
 import { makeRecipe, sealOf, type Format, type Recipe } from "./recipe.ts";
+import { endOf, reportOf } from "./reports.ts";
 import { arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
 
 const empty = z.object({});
@@ -120,7 +121,17 @@ export class MoveSource {
   }
 
   async #begin({ record, arrival }: { record: InstanceRecord; arrival: Arrival }, args: VerbArgs<"move.run">): Promise<Departure> {
-    const { role, epoch } = record.ownership;
+    const { role, epoch, peer } = record.ownership;
+    if (role === "released" && peer !== args.target.node) {
+      // it may run there already, whatever this node has heard
+      throw new CloudletError(
+        "CONFLICT",
+        `${args.id} was given to ${peer ?? "another node"}, and cannot go to ${args.target.node} from here`,
+        {
+          fix: `set hypervisor to the one on ${peer ?? "that node"} and run \`pulumi up\`, then move it from there`,
+        },
+      );
+    }
     const expected = role === "owner" ? args.epoch - 1 : args.epoch;
     if (role === "incoming" || epoch !== expected || arrival.epoch !== args.epoch) {
       throw new CloudletError("CONFLICT", `${args.id} is ${role} at epoch ${epoch} here, and the move is for epoch ${args.epoch}`, {
@@ -358,27 +369,6 @@ export class MoveSource {
     }
     throw new CloudletError("TIMEOUT", "the cloudlet has moved and did not answer there in time");
   }
-}
-
-/** How this very move ended, where it has. */
-function endOf({ ownership, leaving, lastMove }: InstanceRecord, args: VerbArgs<"move.run">): MoveReport | undefined {
-  return ownership.role === "released" && ownership.epoch === args.epoch && leaving !== true && lastMove?.to === args.target.node
-    ? lastMove
-    : undefined;
-}
-
-function reportOf({ mode, self, target, route, bytesSent, bytesTotal, beganAt, stoppedAt }: Departure): MoveReport {
-  const now = Date.now();
-  return {
-    mode,
-    from: self,
-    to: target.node,
-    route,
-    bytesSent,
-    bytesAvoided: Math.max(0, bytesTotal - bytesSent),
-    totalMillis: now - beganAt,
-    downtimeMillis: now - (stoppedAt ?? now),
-  };
 }
 
 async function* allFrames(parts: FilePart[], wanted: Set<string>): AsyncGenerator<Buffer> {

@@ -174,6 +174,18 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
     await expectMoved();
   });
 
+  it("another node is asked for after the release: it is refused, since the first one may run already", async () => {
+    const c = new RigNode("c", world);
+    await c.boot();
+    a.dieAt("released");
+    await a.death(a.moveTo(b));
+    await a.boot();
+    await expect(a.moveTo(c)).rejects.toMatchObject({ code: "CONFLICT", message: expect.stringMatching(/given to b/) });
+    await a.source.resume(a.context());
+    await expectMoved();
+    await c.close();
+  });
+
   it("the target loses everything before it ran: what the source let go of is sent again", async () => {
     a.dieAt("released");
     await a.death(a.moveTo(b));
