@@ -10,7 +10,7 @@ import type { Opened } from "./instances.ts";
 import { wasCancelled } from "./jobs.ts";
 import type { JobContext } from "./jobs.ts";
 import { dataPort, guestName } from "./protocol.ts";
-import type { InstanceSpec, InstanceStatus, VerbArgs } from "./protocol.ts";
+import type { InstanceSpec, InstanceStatus, Offer, VerbArgs } from "./protocol.ts";
 import { forgetArrived } from "./moves/copies.ts";
 import { MoveFiles } from "./moves/files.ts";
 import { allocateNetwork, isHere } from "./records.ts";
@@ -34,11 +34,13 @@ export async function applyInstance(services: Services, args: VerbArgs<"instance
   context.step("network");
   const opened = { record: claimed, driver, guest: await guestOf(services, claimed, await imagesOf(services, claimed)) };
   try {
-    await carryOut(services, { ...opened, wasPending, prepared }, context);
+    await carryOut(services, { ...opened, wasPending, prepared, offers: args.offers ?? [] }, context);
   } catch (error) {
     // data that is damaged makes no cloudlet, however often it is tried; one that was given up is not left half made
     const inVain = codeOf(error) === "INTEGRITY" || wasCancelled(context.signal);
     if (inVain && prepared !== undefined && neverAnswered(before)) await undoSynthesis(services, opened, context.status);
+    // what was begun comes to its end, asked for again or not
+    else services.hydrations.watch(spec.id);
     throw error;
   }
   await services.records.update(spec.id, (record) => ({ ...record, complete: true, restartPending: false }));
@@ -53,6 +55,7 @@ interface Work extends Opened {
   wasPending: boolean;
   /** Where the guest is to be made from an overlay. */
   prepared: Prepared | undefined;
+  offers: readonly Offer[];
 }
 
 /** From the claim to the state that is declared. */
@@ -260,7 +263,11 @@ async function makeGuest(services: Services, work: Work, context: JobContext): P
   // known before the guest is there: a crash must not leave one of unknown origin
   if (!present) await services.records.write(making);
   // a guest that only begins to read what it stands on is let be
-  if (record.synthesis?.hydrating === true) return { ...record, restartPending: false };
+  if (record.synthesis?.hydrating === true) {
+    // those that it was begun with may have expired, or have led through an operator who is gone
+    if (work.offers.length > 0) await services.layers.arrive(record.synthesis.overlay, work.offers, context);
+    return { ...record, restartPending: false };
+  }
   context.status(`${present ? "updating" : "making"} ${id}`);
   const { restartNeeded } = await driver.ensure(guest, context);
   const made: InstanceRecord = { ...making, restartPending: present && (restartNeeded || wasPending) };

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { describeError } from "../core/errors.ts";
 import { endBuilds } from "./synthesis/buildGuest.ts";
+import { collectLayers } from "./synthesis/references.ts";
 import { guestOf, imagesOf } from "./instances.ts";
 import type { Progress } from "../hypervisors/types.ts";
 import type { InstanceRecord } from "./records.ts";
@@ -9,6 +10,8 @@ import type { Services } from "./services.ts";
 /** After the agent or the node has started: makes the network again and starts what should run and does not. One that fails leaves the others alone. */
 export async function recover(services: Services, progress: Progress): Promise<void> {
   await endBuilds(services, progress);
+  // what a build that was cut off tried is nobody's
+  await collectLayers(services).catch((error: unknown) => progress.status(describeError(error)));
   const records = await services.records.list();
   if (records.length > 0 || (await services.hypervisors.current()) !== undefined) {
     await services.network.publish(records).catch((error: unknown) => {
@@ -16,7 +19,7 @@ export async function recover(services: Services, progress: Progress): Promise<v
     });
   }
   for (const { spec } of records.filter(({ synthesis, ownership }) => synthesis?.hydrating === true && ownership.role === "owner"))
-    services.hydrations.watch(spec.id);
+    void services.lock.run(`instance:${spec.id}`, async () => services.hydrations.watch(spec.id));
   let waiting = records.filter(shouldRun).map(({ spec }) => spec.id);
   for (const pause of pauses) {
     waiting = await startEach(services, waiting, progress);

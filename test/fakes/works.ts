@@ -22,6 +22,8 @@ export class FakeWorks implements Works {
   readonly hydrators = new Map<string, FakeHydrator>();
   readonly calls: string[] = [];
   touches: Touch[] = [];
+  /** Whether the first part of an overlay comes at once. */
+  startable = true;
 
   async readOverlay(paths: OverlayPaths): Promise<OverlayIndex> {
     const manifest = manifestSchema.parse(JSON.parse(await readFile(paths.manifest, "utf8")));
@@ -60,7 +62,14 @@ export class FakeWorks implements Works {
     this.calls.push("startHydrator");
     const known = this.hydrators.get(directory);
     const offers = task.offers.length > 0 ? task.offers : (known?.task.offers ?? []);
-    const state: Hydration = known?.state ?? { present: 0, total: 100, transferred: 0, state: "coming", reason: "" };
+    const state: Hydration = known?.state ?? {
+      present: 0,
+      total: 100,
+      transferred: 0,
+      state: "coming",
+      reason: "",
+      startable: this.startable,
+    };
     this.hydrators.set(directory, { task: { ...task, offers }, state });
     return Promise.resolve();
   }

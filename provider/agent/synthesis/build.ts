@@ -7,12 +7,12 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { CloudletError } from "../../core/errors.ts";
 import type { Frozen } from "../../hypervisors/types.ts";
 import { layerFiles } from "../../synthesis/layerFiles.ts";
-import type { Sealed, SealInput, Touch } from "../../synthesis/sealTypes.ts";
+import type { Sealed, SealInput } from "../../synthesis/sealTypes.ts";
 import type { JobContext } from "../jobs.ts";
 import type { Login, Makings, OverlayStatus, VerbArgs } from "../protocol.ts";
 import { waitReady } from "../ready.ts";
 import type { Services } from "../services.ts";
-import { specOf, withBuildGuest } from "./buildGuest.ts";
+import { specOf, whileItRuns, withBuildGuest } from "./buildGuest.ts";
 import type { BuildGuest } from "./buildGuest.ts";
 import { furnish } from "./furnish.ts";
 import { builtBefore, keepOverlay } from "./overlays.ts";
@@ -70,7 +70,7 @@ async function buildMachine(build: Build): Promise<string> {
     await services.starts.run(makings.resources, context, async () => {
       await driver.synthesis?.startForFreeze(guest, origin, context);
       context.step("started");
-      await furnish(built, { makings, login }, context);
+      await whileItRuns(built, { context }, (running) => furnish(built, { makings, login }, running));
     });
     context.status("freezing the guest");
     const frozen = await driver.synthesis.freeze(guest, context);
@@ -78,10 +78,7 @@ async function buildMachine(build: Build): Promise<string> {
     const network = origin?.network ?? record.network;
     const draft = await sealMachine(build, { built, frozen, network });
     context.step("sealed");
-    const touched = await firstTouches(build, draft);
-    context.step("tried");
-    const digest = await packAnew(build, { draft, touched, parent: guest.directory });
-    if (digest !== draft) await services.layers.remove(draft);
+    const digest = await packTried(build, draft, guest.directory);
     context.step("packed");
     return digest;
   });
@@ -126,25 +123,48 @@ async function sealMachine(build: Build, { built, frozen, network }: Sealing): P
   );
 }
 
-/** Resumes the draft once, and writes down in which order its blocks are read. One that does not resume is no overlay. */
-async function firstTouches({ services, makings, key, context }: Build, draft: string): Promise<Touch[]> {
+/** The draft, packed for good in the order in which a guest that is resumed from it reads. One that does not resume is no overlay. */
+async function packTried({ services, makings, key, context }: Build, draft: string, parent: string): Promise<string> {
   const { layers, works } = services;
   const spec = { ...specOf(`trial/${key.slice(0, 16)}`, makings), overlay: { digest: draft } };
   context.status("resuming the overlay once, to learn what it reads first");
-  return withBuildGuest(services, { spec, basePath: "" }, async ({ driver, guest, record }) => {
+  // the guest is the draft's only holder, so it stays known until the draft has been read
+  const packing = withBuildGuest(services, { spec, basePath: "" }, async (trial) => {
+    const { driver, guest } = trial;
     await layers.make(draft, context);
     const order = join(guest.directory, "touched.json");
     const origin = await layers.recording(draft, order, context);
     await services.starts.run(makings.resources, context, async () => {
       await driver.synthesis?.resume(guest, origin, context);
-      const log = (lines: number): Promise<string> => driver.log(guest, lines);
-      await waitReady({ id: spec.id, address: record.network.address, ready: makings.ready, log }, context.signal);
-      if (makings.ready.tcp === undefined && makings.ready.http === undefined)
-        await sleep(settleMillis, undefined, { signal: context.signal });
+      const missing = async (): Promise<string | undefined> => ((await layers.hydration(draft)) ? undefined : "the process that serves it");
+      await whileItRuns(trial, { context, missing }, (running) => untilRead(trial, makings, running));
     });
     await layers.endRecording(draft);
-    return works.touched(order);
-  }).finally(() => layers.endRecording(draft));
+    const touched = await works.touched(order);
+    await driver.remove(guest, context);
+    context.step("tried");
+    const paths = await layers.paths(draft);
+    return intoStore(services, parent, (directory) =>
+      works.reorder({ ...paths, layer: layers.directoryOf(draft), touched, directory }, context),
+    );
+  });
+  return packing.then(
+    async (digest) => {
+      if (digest !== draft) await layers.remove(draft);
+      return digest;
+    },
+    async (error: unknown) => {
+      await layers.endRecording(draft);
+      await layers.remove(draft);
+      throw error;
+    },
+  );
+}
+
+async function untilRead({ driver, guest, record }: BuildGuest, { ready }: Makings, { signal }: JobContext): Promise<void> {
+  const log = (lines: number): Promise<string> => driver.log(guest, lines);
+  await waitReady({ id: record.spec.id, address: record.network.address, ready, log }, signal);
+  if (ready.tcp === undefined && ready.http === undefined) await sleep(settleMillis, undefined, { signal });
 }
 
 async function buildContainer(build: Build): Promise<string> {
@@ -158,7 +178,7 @@ async function buildContainer(build: Build): Promise<string> {
     await services.starts.run(makings.resources, context, async () => {
       await driver.start(guest, context);
       context.step("started");
-      await furnish(built, { makings, login: undefined }, context);
+      await whileItRuns(built, { context }, (running) => furnish(built, { makings, login: undefined }, running));
     });
     await driver.stop(guest, context);
     context.step("frozen");
@@ -179,19 +199,12 @@ async function buildContainer(build: Build): Promise<string> {
   });
 }
 
-/** The draft, packed for good: in the order in which it was read, from the layer that was tried. */
-async function packAnew(build: Build, { draft, touched, parent }: { draft: string; touched: Touch[]; parent: string }): Promise<string> {
-  const { layers, works } = build.services;
-  const [paths, layer] = [await layers.paths(draft), layers.directoryOf(draft)];
-  return intoStore(build, parent, (directory) => works.reorder({ ...paths, layer, touched, directory }, build.context));
-}
-
 async function sealInto(build: Build, parent: string, input: Omit<SealInput, "directory">): Promise<string> {
-  return intoStore(build, parent, (directory) => build.services.works.seal({ ...input, directory }, build.context));
+  return intoStore(build.services, parent, (directory) => build.services.works.seal({ ...input, directory }, build.context));
 }
 
 /** Puts what `write` writes into a directory into the store. Returns the overlay's digest. */
-async function intoStore({ services }: Build, parent: string, write: (directory: string) => Promise<Sealed>): Promise<string> {
+async function intoStore(services: Services, parent: string, write: (directory: string) => Promise<Sealed>): Promise<string> {
   const directory = join(parent, "sealed");
   await rm(directory, { recursive: true, force: true });
   await mkdir(directory, { recursive: true });

@@ -1,6 +1,7 @@
-import { describeError } from "../../core/errors.ts";
+import { CloudletError, describeError } from "../../core/errors.ts";
 import type { Driver, Guest, Progress } from "../../hypervisors/types.ts";
 import { guestOf } from "../instances.ts";
+import type { JobContext } from "../jobs.ts";
 import type { InstanceSpec, Login, Makings } from "../protocol.ts";
 import { allocateNetwork } from "../records.ts";
 import type { InstanceRecord } from "../records.ts";
@@ -14,6 +15,7 @@ export interface BuildGuest {
 }
 
 const cleanMillis = 120_000;
+const lookMillis = 500;
 /** There once everything of the seed is. */
 export const seeded = "/run/cloudlet.seeded";
 
@@ -23,8 +25,66 @@ export async function withBuildGuest<T>(
   { spec, basePath }: { spec: InstanceSpec; basePath: string },
   work: (built: BuildGuest) => Promise<T>,
 ): Promise<T> {
-  const driver = await services.hypervisors.driver(spec.kind);
-  const record = await services.lock.run("hypervisor", async () => {
+  return services.lock.run(lockOf(spec), async () => {
+    const stale = await services.builds.read(spec.id);
+    // of an agent that was killed; it must not be taken for this one
+    if (stale !== undefined) await endBuild(services, await openBuild(services, stale));
+    const built = await openBuild(services, await claim(services, spec), basePath);
+    try {
+      await services.network.publish(await services.records.list());
+      return await work(built);
+    } finally {
+      await endBuild(services, built);
+    }
+  });
+}
+
+/** After a crash: the guests of builds that were under way, which are begun anew when they are asked for again. */
+export async function endBuilds(services: Services, progress: Progress): Promise<void> {
+  for (const { spec } of await services.builds.list()) {
+    // begun anew already, which has ended what was there
+    if (services.lock.isHeld(lockOf(spec))) continue;
+    try {
+      await services.lock.run(lockOf(spec), async () => {
+        const record = await services.builds.read(spec.id);
+        if (record !== undefined) await endBuild(services, await openBuild(services, record));
+      });
+    } catch (error) {
+      progress.status(`${spec.id} of an earlier run cannot be removed: ${describeError(error)}`);
+    }
+  }
+}
+
+/** Ends `work` as soon as the guest, or what else `missing` names, has ended: nothing would come of waiting for it. */
+export async function whileItRuns<T>(
+  { driver, guest }: BuildGuest,
+  { context, missing = () => Promise.resolve(undefined) }: { context: JobContext; missing?: () => Promise<string | undefined> },
+  work: (context: JobContext) => Promise<T>,
+): Promise<T> {
+  const ending = new AbortController();
+  const follow = (): void => ending.abort(context.signal.reason);
+  context.signal.addEventListener("abort", follow);
+  if (context.signal.aborted) follow();
+  const look = async (): Promise<void> => {
+    const what = (await driver.observe(guest)) === "running" ? await missing() : "the guest";
+    if (what !== undefined) ending.abort(new CloudletError("FAILED", `${what} that the overlay is built with has ended by itself`));
+  };
+  // whether it could be asked does not matter
+  const looking = setInterval(() => void look().catch(() => undefined), lookMillis);
+  try {
+    return await work({ ...context, signal: ending.signal });
+  } catch (error) {
+    throw ending.signal.aborted && ending.signal.reason instanceof Error ? ending.signal.reason : error;
+  } finally {
+    clearInterval(looking);
+    context.signal.removeEventListener("abort", follow);
+  }
+}
+
+const lockOf = ({ id }: InstanceSpec): string => `guest:${id}`;
+
+async function claim(services: Services, spec: InstanceSpec): Promise<InstanceRecord> {
+  return services.lock.run("hypervisor", async () => {
     const others = [...(await services.records.list()), ...(await services.builds.list())];
     const made: InstanceRecord = {
       spec,
@@ -37,33 +97,12 @@ export async function withBuildGuest<T>(
     await services.builds.write(made);
     return made;
   });
-  const built = {
-    record,
-    driver,
-    guest: { ...(await guestOf(services, record, { basePath })), directory: services.builds.directoryOf(spec.id) },
-  };
-  try {
-    await services.network.publish(await services.records.list());
-    return await work(built);
-  } finally {
-    await endBuild(services, built);
-  }
 }
 
-/** After a crash: the guests of builds that were under way, which are begun anew when they are asked for again. */
-export async function endBuilds(services: Services, progress: Progress): Promise<void> {
-  for (const record of await services.builds.list()) {
-    try {
-      const driver = await services.hypervisors.driver(record.spec.kind);
-      await endBuild(services, {
-        record,
-        driver,
-        guest: { ...(await guestOf(services, record)), directory: services.builds.directoryOf(record.spec.id) },
-      });
-    } catch (error) {
-      progress.status(`${record.spec.id} of an earlier run cannot be removed: ${describeError(error)}`);
-    }
-  }
+async function openBuild(services: Services, record: InstanceRecord, basePath = ""): Promise<BuildGuest> {
+  const driver = await services.hypervisors.driver(record.spec.kind);
+  const guest = { ...(await guestOf(services, record, { basePath })), directory: services.builds.directoryOf(record.spec.id) };
+  return { record, driver, guest };
 }
 
 async function endBuild(services: Services, { record, driver, guest }: BuildGuest): Promise<void> {

@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
-import { CloudletError } from "../../core/errors.ts";
+import { CloudletError, codeOf } from "../../core/errors.ts";
 import { guestOf, isReady, requireOwner } from "../instances.ts";
 import type { Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
+import type { InstanceSpec } from "../protocol.ts";
 import type { InstanceRecord, SynthesisRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import type { Hydrating } from "./hydrating.ts";
@@ -10,6 +11,7 @@ import { noteFirstReply, startWhole, withSynthesis } from "./synthesise.ts";
 import type { Hydration } from "./works.ts";
 
 const lookMillis = 200;
+const startMillis = 50;
 const statusMillis = 2_000;
 /** The hydrator has waited already before it calls a source silent. */
 const patienceMillis = 500;
@@ -17,18 +19,26 @@ const patienceMillis = 500;
 const graceMillis = 2_000;
 const defaultHydrate = { timeoutSeconds: 600, onTimeout: "wait" } as const;
 
+/** What does not pass in this time is told to whoever follows; it is tried again all the same. */
+const troubleMillis = 20_000;
+const pauseMillis = 1_000;
+
 interface Watch {
   ended: Promise<void>;
   abort: AbortController;
   /** Since when its source has been silent. */
   waitingSince: number | undefined;
-  held: boolean;
+  /** undefined: not known, as an agent before this one may have held it. */
+  held: boolean | undefined;
+  /** Why looking after it fails, and since when. */
+  trouble: { since: number; error: unknown } | undefined;
 }
 
 /** Looks after guests that were started before their overlay had arrived, whoever asks for them meanwhile, until nothing of them depends on another node. */
 export class Hydrations implements Hydrating {
   readonly #services: () => Services;
   readonly #watches = new Map<string, Watch>();
+  #closed = false;
 
   constructor(services: () => Services) {
     this.#services = services;
@@ -42,7 +52,12 @@ export class Hydrations implements Hydrating {
   #watched(id: string): Watch {
     const known = this.#watches.get(id);
     if (known !== undefined) return known;
-    const watch: Watch = { ended: Promise.resolve(), abort: new AbortController(), waitingSince: undefined, held: false };
+    const watch: Watch = {
+      ended: Promise.resolve(),
+      abort: new AbortController(),
+      ...{ waitingSince: undefined, held: undefined, trouble: undefined },
+    };
+    if (this.#closed) watch.abort.abort();
     watch.ended = this.#look(id, watch).finally(() => this.#watches.delete(id));
     // whoever follows hears of it
     watch.ended.catch(() => undefined);
@@ -58,25 +73,50 @@ export class Hydrations implements Hydrating {
   }
 
   close(): void {
+    this.#closed = true;
     for (const watch of this.#watches.values()) watch.abort.abort();
+  }
+
+  /** Waits until so much of its overlay is here that a cloudlet can be resumed. */
+  async startable({ id, hydrate = defaultHydrate }: InstanceSpec, overlay: string, context: JobContext): Promise<void> {
+    const { layers } = this.#services();
+    let heardAt = Date.now();
+    for (let said = Date.now(); ; await sleep(startMillis, undefined, { signal: context.signal })) {
+      const state = await layers.hydration(overlay);
+      if (state?.startable === true || (await layers.isWhole(overlay))) return;
+      if (state === undefined) await layers.serve(overlay, context);
+      if (state?.state === "failed") throw unusable(id, state);
+      if (state?.state === "coming") heardAt = Date.now();
+      if (Date.now() - heardAt > hydrate.timeoutSeconds * 1000)
+        throw silent(id, state, { ...hydrate, consequence: "starts once its first part is here" });
+      if (Date.now() - said < statusMillis) continue;
+      said = Date.now();
+      context.status(`waiting for the first part of ${id}'s overlay${state?.state === "waiting" ? `: ${state.reason}` : ""}`);
+    }
   }
 
   /** Waits until a cloudlet's overlay is whole. UNREACHABLE where its source is silent for longer than its policy allows. */
   async follow(id: string, context: JobContext): Promise<void> {
     const { hydrate = defaultHydrate, ready } = (await this.#hydrating(id))?.spec ?? {};
     const watch = this.#watched(id);
+    // what was silent before anybody followed does not count
+    const beganAt = Date.now();
     let spentMillis = 0;
     for (let said = 0; ;) {
       const ended = await Promise.race([watch.ended.then(() => true), sleep(lookMillis, false, { signal: context.signal })]);
+      if (ended) return;
       const record = await this.#hydrating(id);
-      if (ended || record === undefined) return;
+      // whole; a guest that has ended meanwhile is just being started again
+      if (record === undefined) continue;
+      if (watch.trouble !== undefined && Date.now() - watch.trouble.since > troubleMillis) throw watch.trouble.error;
       const state = await this.#services().layers.hydration(record.synthesis?.overlay ?? "");
       if (Date.now() - said > statusMillis) {
         said = Date.now();
         context.status(statusText(id, state, watch));
       }
       if (watch.waitingSince === undefined) spentMillis += lookMillis;
-      else if (Date.now() - watch.waitingSince > hydrate.timeoutSeconds * 1000 + graceMillis) throw silent(id, state, hydrate);
+      else if (Date.now() - Math.max(watch.waitingSince, beganAt) > hydrate.timeoutSeconds * 1000 + graceMillis)
+        throw silent(id, state, { ...hydrate, consequence: consequences[hydrate.onTimeout] });
       if (ready !== undefined && record.synthesis?.firstReplyMillis === undefined && spentMillis > ready.timeoutSeconds * 1000)
         throw mute(id, ready);
     }
@@ -88,21 +128,41 @@ export class Hydrations implements Hydrating {
     return record !== undefined && synthesis?.hydrating === true ? { ...record, synthesis } : undefined;
   }
 
+  /** A guest is looked after until nothing is missing: what fails is tried again, since its hypervisor may end at any moment. */
   async #look(id: string, watch: Watch): Promise<void> {
-    const services = this.#services();
     const { signal } = watch.abort;
     for (let record = await this.#hydrating(id); record !== undefined; record = await this.#hydrating(id)) {
+      signal.throwIfAborted();
       requireOwner(record);
-      const driver = await services.hypervisors.driver(record.spec.kind);
-      const opened: Opened = { record, driver, guest: await guestOf(services, record) };
-      if (await services.layers.isWhole(record.synthesis.overlay)) return this.#settle(opened, watch);
-      const state = await services.layers.hydration(record.synthesis.overlay);
-      if (state === undefined) await services.layers.arrive(record.synthesis.overlay, [], { signal, status: () => undefined });
-      // one that has answered goes on with what it has, held like one whose source is silent
-      else if (state.state === "failed" && record.synthesis.firstReplyMillis === undefined) throw unusable(id, state);
-      await this.#attend(opened, state, watch);
-      await sleep(lookMillis, undefined, { signal });
+      try {
+        if (await this.#lookOnce(record, watch)) return;
+        watch.trouble = undefined;
+      } catch (error) {
+        if (signal.aborted || codeOf(error) === "INTEGRITY") throw error;
+        watch.trouble = { since: watch.trouble?.since ?? Date.now(), error };
+      }
+      await sleep(watch.trouble === undefined ? lookMillis : pauseMillis, undefined, { signal });
     }
+    if (watch.trouble !== undefined) throw watch.trouble.error;
+  }
+
+  /** Whether nothing is missing any more. */
+  async #lookOnce(record: InstanceRecord & { synthesis: SynthesisRecord }, watch: Watch): Promise<boolean> {
+    const services = this.#services();
+    const { overlay, firstReplyMillis } = record.synthesis;
+    const driver = await services.hypervisors.driver(record.spec.kind);
+    const opened: Opened = { record, driver, guest: await guestOf(services, record) };
+    const state = await services.layers.hydration(overlay);
+    // its guests read from it until they are settled, also when all is there
+    if (state === undefined) await services.layers.serve(overlay, { signal: watch.abort.signal, status: () => undefined });
+    if (await services.layers.isWhole(overlay)) {
+      await this.#settle(opened, watch);
+      return true;
+    }
+    // one that has answered goes on with what it has, held like one whose source is silent
+    if (state?.state === "failed" && firstReplyMillis === undefined) throw unusable(record.spec.id, state);
+    await this.#attend(opened, state, watch);
+    return false;
   }
 
   /** One look: whether it answers by now, and whether it must be held, or ended, since its source is silent. */
@@ -142,7 +202,7 @@ export class Hydrations implements Hydrating {
     const final = await services.layers.hydration(synthesis.overlay);
     const running = (await driver.observe(guest)) === "running";
     if (running) await driver.synthesis?.settle(guest, progress);
-    if (running && watch.held) await driver.synthesis?.hold(guest, false);
+    if (running && watch.held !== false) await driver.synthesis?.hold(guest, false);
     await services.records.update(spec.id, (it) => {
       if (it.synthesis?.hydrating !== true) return it;
       const { bytesTransferred, beganAt } = it.synthesis;
@@ -161,22 +221,23 @@ export class Hydrations implements Hydrating {
   }
 }
 
+const consequences = { wait: "is held still until it answers", boot: "was ended and boots from its disk once that is here" };
+
 function statusText(id: string, state: Hydration | undefined, { waitingSince, held }: Watch): string {
   const done = state === undefined ? "" : ` (${mb(state.present)} of ${mb(state.total)} MB)`;
   if (waitingSince === undefined) return `the overlay of ${id} is coming${done}`;
-  return `the source of ${id}'s overlay is silent${done}${held ? "; the cloudlet is held still meanwhile" : ""}`;
+  return `the source of ${id}'s overlay is silent${done}${held === true ? "; the cloudlet is held still meanwhile" : ""}`;
 }
 
 function silent(
   id: string,
   state: Hydration | undefined,
-  { timeoutSeconds, onTimeout }: { timeoutSeconds: number; onTimeout: string },
+  { timeoutSeconds, consequence }: { timeoutSeconds: number; consequence: string },
 ): CloudletError {
-  const until = onTimeout === "wait" ? "is held still until it answers" : "was ended and boots from its disk once that is here";
   const done = state === undefined ? "" : ` with ${mb(state.present)} of ${mb(state.total)} MB here`;
   return new CloudletError(
     "UNREACHABLE",
-    `the source of ${id}'s overlay has been silent for ${String(timeoutSeconds)} s${done}: ${state?.reason ?? "no reason is known"}; the cloudlet ${until}`,
+    `the source of ${id}'s overlay has been silent for ${String(timeoutSeconds)} s${done}: ${state?.reason ?? "no reason is known"}; the cloudlet ${consequence}`,
     { fix: "bring the node that has the overlay back, then run `pulumi up` again" },
   );
 }

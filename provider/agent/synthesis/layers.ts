@@ -86,16 +86,15 @@ export class Layers {
   async arrive(digest: string, offers: readonly Offer[], progress: Progress): Promise<void> {
     await this.#inTurn(digest, async () => {
       if (await this.isWhole(digest)) return;
-      const { store, works } = this.#parts;
-      const { paths, manifest, below } = await this.#open(digest, progress);
-      await store.requireSpace(rawBytes(manifest) + manifest.pack.bytes);
-      const directory = await this.#directory(digest);
-      await works.startHydrator(
-        directory,
-        { ...paths, below, offers, socket: socketOf(directory), statusFile: join(directory, statusName) },
-        progress,
-      );
+      const manifest = await this.manifest(digest);
+      await this.#parts.store.requireSpace(rawBytes(manifest) + manifest.pack.bytes);
+      await this.#hydrate(digest, offers, progress);
     });
+  }
+
+  /** Serves a layer, whole or not, to guests that read it from the socket; from those who offered it before. */
+  async serve(digest: string, progress: Progress): Promise<void> {
+    await this.#inTurn(digest, () => this.#hydrate(digest, [], progress));
   }
 
   hydration(digest: string): Promise<Hydration | undefined> {
@@ -121,7 +120,7 @@ export class Layers {
     const { paths, below } = await this.#open(digest, progress);
     const directory = this.directoryOf(digest);
     const [socket, statusFile] = [socketOf(directory), join(directory, statusName)];
-    await this.#parts.works.startHydrator(directory, { ...paths, below, offers: [], socket, statusFile, record }, progress);
+    await this.#parts.works.startHydrator(directory, { ...paths, below, offers: [], socket, statusFile, record });
     return { ...whole, ...served(directory, below) };
   }
 
@@ -160,6 +159,13 @@ export class Layers {
 
   list(): Promise<string[]> {
     return readdir(join(this.#parts.root, "layers")).catch(() => []);
+  }
+
+  async #hydrate(digest: string, offers: readonly Offer[], progress: Progress): Promise<void> {
+    const { paths, below } = await this.#open(digest, progress);
+    const directory = await this.#directory(digest);
+    const [socket, statusFile] = [socketOf(directory), join(directory, statusName)];
+    await this.#parts.works.startHydrator(directory, { ...paths, below, offers, socket, statusFile });
   }
 
   async #endHydrator(directory: string): Promise<void> {

@@ -1,8 +1,5 @@
-import { stat } from "node:fs/promises";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
-import { CloudletError } from "../../core/errors.ts";
 import { hydratorConfigSchema } from "../../synthesis/hydrate/config.ts";
 import { hydratorStatus, startHydrator, stopHydrator } from "../../synthesis/hydrate/control.ts";
 import { verifyImages } from "../../synthesis/imageDigest.ts";
@@ -12,14 +9,10 @@ import { materialise } from "../../synthesis/materialise.ts";
 import { readOverlay } from "../../synthesis/overlay.ts";
 import { reorder } from "../../synthesis/reorder.ts";
 import { seal } from "../../synthesis/seal.ts";
-import type { Progress } from "../../synthesis/sealTypes.ts";
 import { rawView } from "../drivers.ts";
 import { readJson } from "../durable.ts";
 import { run } from "../process.ts";
-import type { HydratorTask, Works } from "./works.ts";
-
-const filesMillis = 15 * 60_000;
-const lookMillis = 50;
+import type { Works } from "./works.ts";
 
 const infoSchema = z.object({ format: z.string() });
 const touchesSchema = z.array(z.object({ image: z.enum(["disk", "memory"]), block: z.int() }));
@@ -46,34 +39,17 @@ export const works: Works = {
     await show(names, {});
     return names.reduce((sum, name) => sum + (manifest[name]?.virtualBytes ?? 0), 0);
   },
-  async startHydrator(directory, task, progress) {
+  async startHydrator(directory, task) {
     const before = await readJson(join(directory, "hydrate.json"), hydratorConfigSchema).catch(() => undefined);
     const offers = task.offers.length > 0 ? [...task.offers] : (before?.offers ?? []);
     await startHydrator(directory, { layer: directory, ...task, offers });
-    if (task.record === undefined) await filesHere(directory, task, progress);
   },
   async hydration(directory) {
     const status = await hydratorStatus(directory);
-    return status?.running === true ? status : undefined;
+    return status?.running === true ? { ...status, startable: status.whole.files } : undefined;
   },
   stopHydrator,
   async touched(record) {
     return (await readJson(record, touchesSchema)) ?? [];
   },
 };
-
-/** A guest cannot be resumed before its device state and its seed are here. */
-async function filesHere(directory: string, { digest }: HydratorTask, { signal }: Progress): Promise<void> {
-  const end = Date.now() + filesMillis;
-  for (;;) {
-    const status = await hydratorStatus(directory);
-    if (status?.whole.files === true) return;
-    if (status?.state === "failed") throw new CloudletError("INTEGRITY", `overlay ${digest.slice(0, 12)} cannot be used: ${status.reason}`);
-    if (Date.now() > end || (status?.running !== true && !(await stat(layerFiles(directory).manifest).catch(() => undefined))))
-      throw new CloudletError(
-        "UNREACHABLE",
-        `the first part of overlay ${digest.slice(0, 12)} did not come: ${status?.reason ?? "its hydrator has ended"}`,
-      );
-    await sleep(lookMillis, undefined, { signal });
-  }
-}

@@ -19,13 +19,17 @@ export async function synthesise(
   const { id, overlay, base } = record.spec;
   if (overlay === undefined) throw new CloudletError("BUG", `cloudlet ${id} has no overlay to be made from`);
   const lazy = prepared.rung === "lazy";
+  // an agent that has just come back may be about to start what an earlier attempt has left
+  await services.hydrations.end(id);
   const synthesis = synthesisOf(overlay.digest, prepared);
   const { provision: _, ...rest } = record;
   // known before the guest is there: a crash must not leave one of unknown origin
   await services.records.write({ ...rest, builtFrom: base.digest, builtOver: overlay.digest, synthesis });
   context.step("planned");
-  if (lazy) await services.layers.arrive(overlay.digest, prepared.offers, context);
-  else await services.layers.make(overlay.digest, context);
+  if (lazy) {
+    await services.layers.arrive(overlay.digest, prepared.offers, context);
+    await services.hydrations.startable(record.spec, overlay.digest, context);
+  } else await services.layers.make(overlay.digest, context);
   context.step("layer");
   if ((await driver.observe(guest)) !== undefined) await driver.remove(guest, context);
   const files = layerFiles(services.layers.directoryOf(overlay.digest));

@@ -24,6 +24,8 @@ export interface Hydration {
   transferred: number;
   state: "coming" | "waiting" | "complete" | "failed";
   reason: string;
+  /** Whether device state and seed are here, without which no guest can be resumed. */
+  startable: boolean;
 }
 
 /** Work on layers and images: real programs and processes on a node, fakes in unit tests. */
@@ -37,8 +39,8 @@ export interface Works {
   /** Shows an image, with everything that it stands on, as one raw file for as long as `work` lasts. */
   withRawView<T>(image: { file: string; format: string }, signal: AbortSignal, work: (rawPath: string) => Promise<T>): Promise<T>;
   imageFormat(file: string, signal: AbortSignal): Promise<string>;
-  /** Starts the hydrator of a layer, or gives the running one these offers; returns once it serves and device state and seed are here. It outlives the agent. */
-  startHydrator(directory: string, task: HydratorTask, progress: Progress): Promise<void>;
+  /** Starts the hydrator of a layer, or gives the running one these offers; returns once it serves. It outlives the agent. */
+  startHydrator(directory: string, task: HydratorTask): Promise<void>;
   /** undefined where none runs. */
   hydration(directory: string): Promise<Hydration | undefined>;
   stopHydrator(directory: string): Promise<void>;

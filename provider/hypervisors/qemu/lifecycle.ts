@@ -21,6 +21,9 @@ import { forgetSuspended, saveState, sendState, suspendFile } from "./suspend.ts
 import { removeTap } from "./tap.ts";
 
 export async function observe(guest: Guest): Promise<GuestState | undefined> {
+  const launch = await readJson(guestFiles(guest).launch, launchSchema);
+  // it was being resumed and never ran: whatever is there of it is no guest yet
+  if (launch?.inside !== undefined && launch.ran !== true) return undefined;
   if (await isLive(guest)) {
     const state = await withQmp(guest, guestFiles(guest).status, queryStatus).catch((error: unknown) => {
       if (codeOf(error) === "UNREACHABLE") return undefined;

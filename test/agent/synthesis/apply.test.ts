@@ -232,6 +232,8 @@ describe("a cloudlet of an overlay that is still coming", () => {
     });
     expect(driver.held.has(guest)).toBe(true);
     const again = start(digest, { hydrate });
+    // how long it was silent before is not the next run's fault
+    await expect(Promise.race([again, new Promise((resolve) => setTimeout(resolve, 1_000, "waits"))])).resolves.toBe("waits");
     works.say(layer(digest), { state: "coming" });
     await works.arrive(layer(digest), "pack");
     expect(await again).toMatchObject({ status: "running", provision: { rung: "lazy" } });
@@ -308,6 +310,81 @@ describe("a cloudlet of an overlay that is still coming", () => {
     await works.arrive(layer(digest), "pack");
     expect(await starting).toMatchObject({ status: "running" });
     expect(driver.reads.get(guest)).toBe("disk");
+  });
+
+  it("whose QEMU was killed before anybody heard from it is resumed once, by one alone", async () => {
+    const digest = await overlay({ here: false });
+    const { resume } = driver.synthesis;
+    let resumed = 0;
+    driver.synthesis.resume = async (...args) => {
+      // the second time it takes long enough for somebody else to start it, too
+      if (resumed++ > 0) await new Promise((resolve) => setTimeout(resolve, 600));
+      return resume(...args);
+    };
+    driver.console = "";
+    const starting = start(digest, { ready: { log: "serving", timeoutSeconds: 20 } });
+    await until(() => driver.guests.get(guest)?.state === "running");
+    driver.kill(guest);
+    driver.console = "serving";
+    await works.arrive(layer(digest), "pack");
+    expect(await starting).toMatchObject({ status: "running", provision: { rung: "lazy" } });
+    expect({ resumed, started: driver.calls.filter((call) => call === "start") }).toEqual({ resumed: 2, started: [] });
+    expect(driver.reads.get(guest)).toBe("files");
+  });
+
+  it("comes from who offers it now when it is asked for again, as the first way may be gone", async () => {
+    const digest = await overlay({ here: false });
+    const giveUp = new AbortController();
+    const starting = start(digest, {}, { context: { ...context(), signal: giveUp.signal } });
+    await until(answered);
+    giveUp.abort(new Error("the operator is gone"));
+    await expect(starting).rejects.toThrow();
+    const other = { ...offer, token: "another", relayPort: 4711 };
+    const again = apply(wanted(digest), { offers: [other] });
+    await until(() => works.hydrators.get(layer(digest))?.task.offers[0]?.token === "another");
+    await works.arrive(layer(digest), "pack");
+    await again;
+  });
+
+  it("held by an agent that was killed is let go by the next one, when its source is back by then", async () => {
+    const digest = await overlay({ here: false });
+    start(digest).catch(() => undefined);
+    await until(answered);
+    works.say(layer(digest), { state: "waiting" });
+    await until(() => driver.held.has(guest));
+    agent.services.hydrations.close();
+    works.say(layer(digest), { state: "coming" });
+    agent = await testAgent({ root: agent.root, driver, works });
+    await recover(agent.services, context());
+    await until(() => !driver.held.has(guest));
+  });
+
+  it("is looked after though that fails once", async () => {
+    const digest = await overlay({ here: false });
+    const starting = start(digest);
+    await until(answered);
+    driver.failNext = "settle";
+    await works.arrive(layer(digest), "pack");
+    expect(await starting).toMatchObject({ status: "running", provision: { rung: "lazy" } });
+    expect(driver.reads.get(guest)).toBe("files");
+  });
+
+  it("whose source falls silent before anything of it has come fails in time, and comes up when it is back, asked for or not", async () => {
+    const digest = await overlay({ here: false });
+    works.startable = false;
+    const starting = start(digest, { hydrate: { timeoutSeconds: 1, onTimeout: "wait" } });
+    starting.catch(() => undefined);
+    await until(() => works.hydrators.size === 1);
+    works.say(layer(digest), { state: "waiting", reason: "gw2 does not answer" });
+    await expect(starting).rejects.toMatchObject({
+      code: "UNREACHABLE",
+      message: expect.stringMatching(/silent for 1 s.*gw2 does not answer; the cloudlet starts once its first part is here/),
+    });
+    expect(driver.guests.size).toBe(0);
+    works.say(layer(digest), { startable: true, state: "coming" });
+    await works.arrive(layer(digest), "pack");
+    await until(() => driver.guests.get(guest)?.state === "running");
+    expect(driver.reads.get(guest)).toBe("files");
   });
 
   it("is removed with its hydrator and its layer", async () => {

@@ -47,7 +47,7 @@ describe("building an overlay", () => {
     const status = await build("app");
     expect(status).toMatchObject({ kind: "kvm", base: makings.base, resources: makings.resources, buildMillis: expect.any(Number) });
     const did = driver.calls.filter((call) => call !== "exec");
-    expect(did).toEqual(["ensure", "startForFreeze", "freeze", "resume", "remove", "remove"]);
+    expect(did).toEqual(["ensure", "startForFreeze", "freeze", "resume", "remove", "remove", "remove"]);
     expect(works.calls.filter((call) => /^(seal|reorder)/.test(call))).toEqual(["seal", "reorder"]);
     expect(await readdir(`${agent.root}/layers`)).toEqual([status.digest]);
     await expectNoBuild();
@@ -70,6 +70,8 @@ describe("building an overlay", () => {
     async (step) => {
       await expect(build("app", {}, step)).rejects.toThrow(`killed at ${step}`);
       await expectNoBuild();
+      // packed, it is an overlay that nobody keeps yet
+      if (step !== "packed") expect(await readdir(`${agent.root}/layers`)).toEqual([]);
       expect((await build("app")).digest).toMatch(/^[0-9a-f]{64}$/);
     },
   );
@@ -81,6 +83,28 @@ describe("building an overlay", () => {
     driver.remove = SynthesisDriver.prototype.remove.bind(driver);
     agent = await testAgent({ root: agent.root, driver, works });
     await recover(agent.services, context());
+    await expectNoBuild();
+  });
+
+  it("begun anew while the agent still ends what was cut off is not ended with it", async () => {
+    driver.remove = () => Promise.reject(new Error("the agent is dead"));
+    await expect(build("app", {}, "started")).rejects.toThrow();
+    driver.remove = SynthesisDriver.prototype.remove.bind(driver);
+    agent = await testAgent({ root: agent.root, driver, works });
+    driver.calls.length = 0;
+    const [status] = await Promise.all([build("app"), recover(agent.services, context())]);
+    expect(status.digest).toMatch(/^[0-9a-f]{64}$/);
+    // what was there is no guest of this build
+    expect(driver.calls.filter((call) => call !== "exec").slice(0, 2)).toEqual(["remove", "ensure"]);
+    await expectNoBuild();
+  });
+
+  it("fails at once where its guest ends by itself, whatever it is waited for", async () => {
+    const starting = build("app", { script: undefined, ready: { log: "never printed", timeoutSeconds: 60 } });
+    starting.catch(() => undefined);
+    await expect.poll(() => [...driver.guests.values()].some(({ state }) => state === "running"), { timeout: 5_000 }).toBe(true);
+    for (const name of driver.guests.keys()) driver.kill(name);
+    await expect(starting).rejects.toMatchObject({ code: "FAILED", message: expect.stringContaining("has ended by itself") });
     await expectNoBuild();
   });
 
