@@ -6,12 +6,13 @@ import { parseReference } from "../local/registry/reference.ts";
 import { openRegistry, type Registry } from "../local/registry/registry.ts";
 import { CloudletError } from "../core/errors.ts";
 import type { ConnectionSettings } from "../transport/types.ts";
+import { table } from "./table.ts";
 import { commandOwner, findOverlay, nodeSource, parseNode, place, type OverlayNode } from "./node.ts";
 
 /** What a command works with; results go to `print`, what is being done goes to `status`. */
 export interface Surroundings extends Watch {
   print(line: string): void;
-  agent(connection: ConnectionSettings): Promise<Pick<AgentClient, keyof OverlayNode>>;
+  agent(connection: ConnectionSettings): Promise<Pick<AgentClient, keyof OverlayNode | "handoffs">>;
 }
 
 interface AtNode {
@@ -98,14 +99,4 @@ export async function remove(text: string, { node: name }: AtNode, around: Surro
 
 function registryAt(reference: string, { signal }: Watch): Registry {
   return openRegistry(parseReference(reference), { signal });
-}
-
-function table(rows: string[][]): string[] {
-  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
-  return rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join("  ")
-      .trimEnd(),
-  );
 }

@@ -1,5 +1,6 @@
 import { Command, CommanderError } from "commander";
 import { describeError } from "../core/errors.ts";
+import { handoffs } from "./handoffs.ts";
 import { exportOverlay, importOverlay, list, pull, push, remove, verify, type Surroundings } from "./commands.ts";
 
 /** What the command ends with: done, failed, not understood, interrupted. */
@@ -23,6 +24,12 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 not understood, 130 interrupted.`;
 
+const handoffExamples = `
+Examples:
+  cloudlet handoffs shop/counter --node root@gw2.example.net
+  cloudlet handoffs shop/counter --node root@gw2.example.net --html counter.html
+  cloudlet handoffs shop/counter --node root@gw2.example.net --json | jq '.[0].report'`;
+
 /** Runs one command line; everything that it needs of the world comes with `around`. */
 export async function runCommand(args: string[], around: Surroundings, terminal: Terminal): Promise<number> {
   try {
@@ -45,11 +52,23 @@ function program(around: Surroundings, { out, err }: Terminal): Command {
   addThoseThatTake(overlay, around);
   addThoseThatBring(overlay, around);
   addThoseThatStay(overlay, around);
+  addHandoffs(top, around);
   return top;
 }
 
 const node = "-n, --node <user@host:port>";
 const base = "take the base image along, and its memory where the overlay needs it";
+
+function addHandoffs(top: Command, around: Surroundings): void {
+  top
+    .command("handoffs <cloudlet>")
+    .description("show how a cloudlet has moved from node to node; CLOUDLET is its cluster and name, such as shop/counter")
+    .requiredOption(node, "the node that it is on; while it moves, the one that it leaves")
+    .option("--json", "all that is known, as JSON", false)
+    .option("--html <file>", "write a page that shows each handoff over time")
+    .addHelpText("after", handoffExamples)
+    .action((id: string, options: { node: string; json: boolean; html?: string }) => handoffs(id, options, around));
+}
 
 function addThoseThatTake(overlay: Command, around: Surroundings): void {
   overlay

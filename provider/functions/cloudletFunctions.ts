@@ -1,3 +1,4 @@
+import type { Handoff } from "../agent/handoffProtocol.ts";
 import type { ExecRequest, InstanceExecResult } from "../agent/protocol.ts";
 import type { Context } from "../core/context.ts";
 import { describeError } from "../core/errors.ts";
@@ -21,6 +22,8 @@ export function cloudletFunctions(open: () => Context) {
       onAgent(connection, (agent, options) => agent.exec(id, request, options)),
     logs: (connection: ConnectionSettings, id: string, lines: number): Promise<string> =>
       onAgent(connection, (agent, options) => agent.log(id, lines, options)),
+    handoffs: (connection: ConnectionSettings, id: string): Promise<Handoff[]> =>
+      onAgent(connection, (agent, options) => agent.handoffs(id, options)),
     snapshot: (connection: ConnectionSettings, id: string, snapshot: string): Promise<void> =>
       onAgent(connection, async (agent, options) => void (await agent.run("instance.snapshot", { id, snapshot }, options))),
     restore: (connection: ConnectionSettings, id: string, snapshot: string): Promise<void> =>

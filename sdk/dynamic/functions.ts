@@ -1,5 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import type { Cloudlet } from "./resources.ts";
+import type { CloudletLastMove } from "./types.ts";
 import type * as Hooks from "../../provider/doors/dynamic/hooks.ts";
 
 declare const require: (module: "pulumi-cloudlet/hooks") => typeof Hooks;
@@ -19,6 +20,28 @@ export interface ExecOptions {
   timeoutSeconds?: number | undefined;
 }
 
+export interface HandoffReport extends Omit<CloudletLastMove, "predicted" | "rounds"> {
+  predicted?: CloudletLastMove["predicted"] | undefined;
+  rounds?: CloudletLastMove["rounds"] | undefined;
+}
+
+export interface Handoff {
+  from: string;
+  to: string;
+  mode: CloudletLastMove["mode"];
+  route: CloudletLastMove["route"];
+  outcome: "underWay" | "moved" | "failed";
+  /** Milliseconds since 1970, as all times here. */
+  beganAt: number;
+  endedAt?: number | undefined;
+  /** What was sent, and how long the application was away; of one that has moved. */
+  report?: HandoffReport | undefined;
+  /** Why it failed. */
+  message?: string | undefined;
+  /** What happened, in order: rounds, decisions, and the moments that decide who may run it. */
+  events: { type: string; at: number }[];
+}
+
 /** Runs a command in a cloudlet. A non-zero exit code is a result, not an error. In a preview nothing runs and the result is unknown. */
 export function execInCloudlet(cloudlet: Cloudlet, options: ExecOptions): pulumi.Output<ExecResult> {
   return onCloudlet(cloudlet, ({ exec }, connection, id) =>
@@ -33,6 +56,11 @@ export function execInCloudlet(cloudlet: Cloudlet, options: ExecOptions): pulumi
 /** The last lines of a cloudlet's console. */
 export function getCloudletLogs(cloudlet: Cloudlet, options: { lines?: number | undefined } = {}): pulumi.Output<string> {
   return onCloudlet(cloudlet, ({ logs }, connection, id) => logs(connection, id, options.lines ?? 100));
+}
+
+/** How a cloudlet has moved from node to node, the newest handoff first; its nodes keep the last twenty. */
+export function getHandoffs(cloudlet: Cloudlet): pulumi.Output<Handoff[]> {
+  return onCloudlet(cloudlet, ({ handoffs }, connection, id) => handoffs(connection, id));
 }
 
 /** Takes a snapshot of a cloudlet under a name. */

@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { Readable } from "node:stream";
 import { verbs, type Verb, type VerbArgs, type VerbResult } from "../../provider/agent/protocol.ts";
 import type { KeptOverlayStatus } from "../../provider/agent/clientTypes.ts";
+import type { Handoff } from "../../provider/agent/handoffProtocol.ts";
 import type { OverlayNode } from "../../provider/cli/node.ts";
 import { CloudletError } from "../../provider/core/errors.ts";
 import { parseManifest } from "../../provider/synthesis/manifestCheck.ts";
@@ -11,6 +12,8 @@ export class FakeOverlayNode implements OverlayNode {
   readonly label: string;
   readonly blobs = new Map<string, Buffer>();
   readonly kept: KeptOverlayStatus[] = [];
+  /** By cloudlet. */
+  readonly moved = new Map<string, Handoff[]>();
   kind: "kvm" | "lxd" | undefined = "lxd";
   /** Digests of blobs that arrived, in their order. */
   readonly arrived: string[] = [];
@@ -28,6 +31,10 @@ export class FakeOverlayNode implements OverlayNode {
     for (const content of contents) this.blobs.set(createHash("sha256").update(content).digest("hex"), content);
     const [manifest] = contents;
     if (manifest) this.#keep({ name: "server", owner, digest: createHash("sha256").update(manifest).digest("hex") });
+  }
+
+  handoffs(id: string): Promise<Handoff[]> {
+    return Promise.resolve(this.moved.get(id) ?? []);
   }
 
   overlays(): Promise<KeptOverlayStatus[]> {
