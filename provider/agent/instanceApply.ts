@@ -30,7 +30,7 @@ export async function applyInstance(services: Services, args: VerbArgs<"instance
   await forgetIncoming(services, args, context);
   const { record: claimed, driver, wasPending } = await claim(services, args);
   context.step("record");
-  await services.network.publish(await services.records.list());
+  await services.network.prepare(await services.records.list());
   context.step("network");
   const opened = { record: claimed, driver, guest: await guestOf(services, claimed, await imagesOf(services, claimed)) };
   try {
@@ -64,6 +64,9 @@ async function carryOut(services: Services, work: Work, context: JobContext): Pr
   const inTurn = <T>(start: () => Promise<T>): Promise<T> => services.starts.run(resources, context, start);
   let record = await inTurn(() => makeGuest(services, work, context));
   context.step("created");
+  const publish = async (): Promise<void> => services.network.publish(await services.records.list());
+  // what was resumed runs by now
+  if (record.synthesis !== undefined) await publish();
   if (record.synthesis?.hydrating === true) {
     await services.hydrations.follow(id, context);
     record = (await services.records.read(id)) ?? record;
@@ -74,7 +77,7 @@ async function carryOut(services: Services, work: Work, context: JobContext): Pr
     await inTurn(() => bringTo({ ...work, record }, { state: "running", restart }, context));
     await noteFirstReply(services, id);
     await bringTo({ ...work, record }, { state, restart: false }, context);
-  } else await inTurn(() => bringTo({ ...work, record }, { state, restart }, context));
+  } else await inTurn(() => bringTo({ ...work, record }, { state, restart, publish }, context));
 }
 
 /** undefined where nothing is to be made from an overlay: there is none, or the guest stands on it already. */

@@ -150,12 +150,15 @@ export async function instanceExec(
   });
 }
 
+interface WantedState {
+  state: GuestState;
+  restart: boolean;
+  /** Called once the guest runs, or is not to run: before that, its ports would lead nowhere and whoever connects would wait for long. */
+  publish?: () => Promise<void>;
+}
+
 /** Brings an existing guest to running, stopped or suspended, and waits for its readiness where it runs. */
-export async function bringTo(
-  { record, driver, guest }: Opened,
-  want: { state: GuestState; restart: boolean },
-  context: JobContext,
-): Promise<void> {
+export async function bringTo({ record, driver, guest }: Opened, want: WantedState, context: JobContext): Promise<void> {
   const { id } = record.spec;
   let state = await driver.observe(guest);
   if (state !== undefined && state !== "stopped" && (want.state === "stopped" || want.restart)) {
@@ -164,7 +167,7 @@ export async function bringTo(
     context.step("stopped");
     state = "stopped";
   }
-  if (want.state === "stopped" || (want.state === "suspended" && state === "suspended")) return;
+  if (want.state === "stopped" || (want.state === "suspended" && state === "suspended")) return want.publish?.();
   if (state !== "running") {
     // what has not arrived would read as zeros
     if (record.synthesis?.hydrating === true)
@@ -173,6 +176,7 @@ export async function bringTo(
     await driver.start(guest, context);
     context.step("started");
   }
+  await want.publish?.();
   if (record.spec.ready !== undefined) {
     context.status(`waiting for ${id} to answer`);
     await waitReady(readyTarget({ record, driver, guest }, record.spec.ready), context.signal);

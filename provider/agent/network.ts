@@ -21,18 +21,25 @@ export class Network {
     this.#run = run;
   }
 
-  /** Makes bridge, dnsmasq and rules what these records say. */
-  async publish(records: readonly InstanceRecord[]): Promise<void> {
+  /** Bridge and addresses, so that the guests of these records can start. */
+  async prepare(records: readonly InstanceRecord[]): Promise<void> {
     await this.#ensureBridge();
     await mkdir(this.#directory, { recursive: true, mode: 0o755 });
-    await writeDurably(path.join(this.#directory, "hosts"), dhcpHostsText(records), 0o644);
-    await this.#run(["nft", "-f", "-"], { stdin: nftablesText(publications(records)), timeoutMillis: 20_000 });
+    const [file, text] = [path.join(this.#directory, "hosts"), dhcpHostsText(records)];
+    const known = (await textOf(file)) === text.trim();
+    if (!known) await writeDurably(file, text, 0o644);
     const pid = await this.#dnsmasq();
     if (pid === undefined) await this.#run(["dnsmasq", ...dnsmasqArguments(this.#directory)], { timeoutMillis: 20_000 });
     // dnsmasq reads its list of hosts again
-    else process.kill(pid, "SIGHUP");
+    else if (!known) process.kill(pid, "SIGHUP");
     // a guest's port appears when it starts, and again when it restarts by itself
     this.#hairpins ??= setInterval(() => void allowHairpins(), hairpinMillis).unref();
+  }
+
+  /** Makes bridge, addresses and published ports what these records say. */
+  async publish(records: readonly InstanceRecord[]): Promise<void> {
+    await this.prepare(records);
+    await this.#run(["nft", "-f", "-"], { stdin: nftablesText(publications(records)), timeoutMillis: 20_000 });
   }
 
   async teardown(): Promise<void> {
@@ -52,10 +59,8 @@ export class Network {
   async #ensureBridge(): Promise<void> {
     if (!(await bridgeExists()))
       await this.#run(["ip", "link", "add", subnet.bridge, "address", subnet.gatewayMac, "type", "bridge"], { timeoutMillis: 20_000 });
-    await this.#run(["ip", "address", "replace", `${subnet.gateway}/${String(subnet.prefix)}`, "dev", subnet.bridge], {
-      timeoutMillis: 20_000,
-    });
-    await this.#run(["ip", "link", "set", subnet.bridge, "up"], { timeoutMillis: 20_000 });
+    const commands = `address replace ${subnet.gateway}/${String(subnet.prefix)} dev ${subnet.bridge}\nlink set ${subnet.bridge} up\n`;
+    await this.#run(["ip", "-batch", "-"], { stdin: commands, timeoutMillis: 20_000 });
     await setKernel("net/ipv4/ip_forward", "1");
     // lets the node reach published ports through 127.0.0.1; the guard chain keeps guests away from it
     await setKernel(`net/ipv4/conf/${subnet.bridge}/route_localnet`, "1");

@@ -17,7 +17,6 @@ import { StartQueue } from "./synthesis/startQueue.ts";
 import type { Works } from "./synthesis/works.ts";
 import { Volumes } from "./volumes.ts";
 import type { Run } from "./process.ts";
-import type { InstanceRecord } from "./records.ts";
 
 /** Everything that the verbs work with. */
 export interface Services {
@@ -25,7 +24,7 @@ export interface Services {
   lock: KeyedLock;
   store: Store;
   records: Records;
-  network: { publish(records: readonly InstanceRecord[]): Promise<void>; teardown(): Promise<void> };
+  network: Pick<Network, "prepare" | "publish" | "teardown">;
   hypervisors: Hypervisors;
   volumes: Volumes;
   offers: Offers;
@@ -89,6 +88,7 @@ export async function createServices({ root, run, works, createDriver, createHyd
 /** Guests of builds have an address too, whoever publishes meanwhile. */
 function withBuilds(network: Network, builds: Records): Services["network"] {
   return {
+    prepare: async (records) => network.prepare([...records, ...(await builds.list())]),
     publish: async (records) => network.publish([...records, ...(await builds.list())]),
     teardown: () => network.teardown(),
   };

@@ -41,6 +41,7 @@ export async function testAgent(
     usedPorts: () => Promise.resolve(new Set(options.usedPorts ?? [])),
   });
   services.network = {
+    prepare: () => Promise.resolve(),
     publish: (records) => Promise.resolve(void (published = records)),
     teardown: () => Promise.resolve(),
   };

@@ -285,10 +285,11 @@ export class MoveTarget implements Receiver {
       const record = await services.records.read(id);
       if (record?.ownership.role !== "owner" || (await this.#files.arrival(id))?.phase === "ready") return;
       await note(id, { phase: "starting" });
-      await services.network.publish(await services.records.list());
+      await services.network.prepare(await services.records.list());
       const guest = await guestOf(services, record, await imagesOf(services, record));
       const opened = { record, driver: await services.hypervisors.driver(record.spec.kind), guest };
-      await bringTo(opened, { state: record.spec.state, restart: false }, context);
+      const publish = async () => services.network.publish(await services.records.list());
+      await bringTo(opened, { state: record.spec.state, restart: false, publish }, context);
       this.#options.onStep("up");
       await note(id, { phase: "ready" });
       this.#options.onStep("ready");

@@ -35,8 +35,6 @@ export interface LaunchOptions {
   descriptors?: number[];
   /** Its console can be typed to. */
   typed?: boolean;
-  /** Its memory is read page by page. */
-  singlePages?: boolean;
 }
 
 /** Starts the guest's process and returns once its monitor answers. The guest must have no process. */
@@ -62,7 +60,7 @@ export async function launchProcess(guest: Guest, launch: Launch, options: Launc
     pinned: launch.pinned,
     incoming: options.incoming,
   });
-  const program = options.singlePages === true ? withoutHugePages(argv) : argv;
+  const program = options.memory?.shared === false ? withoutHugePages(argv) : argv;
   const { exited } = await spawnDetached(guest.directory, nic.namespace === undefined ? program : enterNamespace(nic.namespace, program), {
     cgroups: await enterableCgroups(guest.name, launch, around.log),
     descriptors: options.descriptors ?? [],

@@ -1,8 +1,7 @@
 import { readdir } from "node:fs/promises";
-import { z } from "zod";
 import { forgetProcess, kill, livePid, spawnDetached } from "../../agent/detached.ts";
 import { run } from "../../agent/process.ts";
-import { CloudletError } from "../../core/errors.ts";
+import { CloudletError, describeError } from "../../core/errors.ts";
 import type { Guest } from "../types.ts";
 import { isThere, tapName } from "./tap.ts";
 import type { Nic } from "./tap.ts";
@@ -21,14 +20,13 @@ export interface Inside {
 export async function ensureOwnNetwork(guest: Guest, inside: Inside, user: string | undefined): Promise<Nic> {
   await removeOwnNetwork(guest);
   const namespace = tapName(guest.name);
-  const [gatewayMac] = await Promise.all([macOf(guest.network.bridge, guest.name), run(["ip", "netns", "add", namespace])]);
-  const outer = outerName(guest.name);
-  await run(["ip", "-batch", "-"], {
-    stdin: `link add ${outer} type veth peer name uplink netns ${namespace}\nlink set ${outer} master ${guest.network.bridge} up\n`,
-  });
-  const script = namespaceScript(guest.network, inside, { tap: tapName(guest.name), gatewayMac, user });
-  const [program, ...argv] = enterNamespace(namespace, ["sh", "-e"]);
-  await run([program, ...argv], { stdin: script });
+  const script = outsideScript(guest, namespace, namespaceScript(guest.network, inside, { tap: tapName(guest.name), user }));
+  try {
+    // one process, as each one that the agent starts costs the guest's first answer some milliseconds
+    await run(["sh", "-e"], { stdin: script });
+  } catch (cause) {
+    throw new CloudletError("FAILED", `the network of guest ${guest.name} cannot be made: ${describeError(cause)}`, { cause });
+  }
   return { tap: tapName(guest.name), mac: inside.mac, namespace };
 }
 
@@ -68,12 +66,25 @@ export function enterNamespace(namespace: string, argv: string[]): [string, ...s
 
 const dhcp = "dhcp";
 
-/** Set up inside the namespace, the tap included; nothing leaves before the rules are there. */
-function namespaceScript(
-  outside: Guest["network"],
-  inside: Inside,
-  { tap, gatewayMac, user }: { tap: string; gatewayMac: string; user: string | undefined },
-): string {
+/** What the guest's memory holds as its gateway's MAC, which every node's bridge has, is $gateway for the script inside. */
+function outsideScript({ name, network: { bridge } }: Guest, namespace: string, inside: string): string {
+  return `gateway=$(ip -o link show dev ${bridge} | sed -n 's/.* link.ether \\([0-9a-f:]*\\) .*/\\1/p')
+if [ -z "$gateway" ]; then echo "the bridge ${bridge} is not there" >&2; exit 1; fi
+ip netns add ${namespace}
+ip -batch - <<OUTSIDE
+link add ${outerName(name)} type veth peer name uplink netns ${namespace}
+link set ${outerName(name)} master ${bridge} up
+OUTSIDE
+${enterNamespace(namespace, ["sh", "-e"]).join(" ")} <<INSIDE
+${inside}INSIDE
+`;
+}
+
+/**
+ * Set up inside the namespace, the tap included; nothing leaves before the rules are there. The guest's MAC is known, and
+ * asking for it before the guest runs would make whoever connects first wait for a second.
+ */
+function namespaceScript(outside: Guest["network"], inside: Inside, { tap, user }: { tap: string; user: string | undefined }): string {
   const { address, prefix, mac, gateway } = outside;
   return `echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null || true
@@ -92,7 +103,7 @@ END
 ip -batch - <<END
 link set lo up
 tuntap add dev ${tap} mode tap${user === undefined ? "" : ` user ${user}`}
-link set ${tap} address ${gatewayMac}
+link set ${tap} address $gateway
 link set uplink address ${mac}
 END
 echo 1 >/proc/sys/net/ipv4/conf/${tap}/proxy_arp
@@ -104,6 +115,7 @@ address add ${address}/32 dev ${tap}
 link set ${tap} up
 link set uplink up
 route add ${inside.address}/32 dev ${tap}
+neigh replace ${inside.address} lladdr ${inside.mac} dev ${tap} nud permanent
 route add default via ${gateway} dev uplink
 END
 `;
@@ -111,14 +123,4 @@ END
 
 function outerName(guest: string): string {
   return tapName(guest).replace(/^cl/, "cv");
-}
-
-const linksSchema = z.array(z.object({ address: z.string() }));
-
-/** What the guest's memory holds as its gateway's MAC: every node's bridge has the same. */
-async function macOf(bridge: string, guest: string): Promise<string> {
-  const { stdout, exitCode } = await run(["ip", "-json", "link", "show", "dev", bridge], { okCodes: [0, 1] });
-  const mac = exitCode === 0 ? linksSchema.parse(JSON.parse(stdout))[0]?.address : undefined;
-  if (mac === undefined) throw new CloudletError("FAILED", `guest ${guest} cannot start: the bridge ${bridge} is not there`);
-  return mac;
 }

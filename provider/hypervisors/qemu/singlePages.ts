@@ -1,8 +1,9 @@
 /**
  * Starts a program that may not ask for huge pages. QEMU advises them for all guest memory, and for a mapping with that
- * advice the kernel reads up to 4 MiB around each page that is touched, whatever read-ahead the file has: a guest whose
- * memory is still arriving would wait for all of it. There is no option against it, so the one call (madvise with
- * MADV_HUGEPAGE) is refused by a seccomp filter. Perl is on every Debian; where the filter is not allowed, reading is only slower.
+ * advice the kernel reads up to 4 MiB around each page that is touched, whatever read-ahead the file has: a guest that goes
+ * on from saved memory would wait for much that it never needs, and for all of it where that is still arriving. There is no
+ * option against it, so the one call (madvise with MADV_HUGEPAGE) is refused by a seccomp filter. Perl is on every Debian;
+ * where the filter is not allowed, reading is only slower.
  */
 export function withoutHugePages(argv: string[]): string[] {
   return ["perl", "-e", script, ...argv];

@@ -67,7 +67,7 @@ export async function resume(wanted: Wanted): Promise<void> {
       copyFile(origin.seed, files.originSeed),
     ]);
     const memory = { path: files.memoryView, shared: false };
-    await launchFromState(wanted, launch, { around, nic, below, memory, singlePages: isArriving(origin.memory) });
+    await launchFromState(wanted, launch, { around, nic, below, memory });
   } catch (error) {
     await end(guest);
     await rm(files.disk, { force: true });
