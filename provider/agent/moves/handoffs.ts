@@ -25,9 +25,9 @@ export class Handoffs {
   }
 
   /** Never fails a handoff: that something was not written down is no reason to end it. */
-  async note(id: string, happening: Happening): Promise<void> {
+  async note(id: string, happening: Happening, at = Date.now()): Promise<void> {
     await this.#inTurn(id, async () => {
-      const event = handoffEventSchema.parse({ ...happening, at: Date.now() });
+      const event = handoffEventSchema.parse({ ...happening, at });
       await mkdir(this.#directory, { recursive: true, mode: 0o700 });
       // now and then what is too old goes
       if (event.type === "began") await this.#write(id, bounded([...(await this.#events(id)), event]));
