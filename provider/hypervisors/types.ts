@@ -96,6 +96,58 @@ export interface Synthesis {
   hold(guest: Guest, held: boolean): Promise<void>;
 }
 
+/** One pass over what has changed of a running guest. */
+export interface LiveRound {
+  /** What the target's driver takes in, uncompressed; read it to its end. */
+  records: AsyncIterable<Buffer>;
+  /** Of what the records hold in full, once they have been read. */
+  stats(): { pages: number; blocks: number; rawBytes: number };
+}
+
+/** A running guest while it is copied to another node. */
+export interface LiveDeparture {
+  /** What has changed since the last round began, at first everything; the guest runs on. */
+  round(signal: AbortSignal): LiveRound;
+  /** Bytes that have changed since the last round began. */
+  remaining(signal: AbortSignal): Promise<{ memoryBytes: number; diskBytes: number }>;
+  /** The last changes and the devices' state; the guest stands still from `onPaused` on, until `stay` or its end. */
+  last(signal: AbortSignal, onPaused: () => void): LiveRound;
+  /** Slows the guest down by so much of a processor. */
+  throttle(percent: number): Promise<void>;
+  /** Ends the reading; the guest needs `stay` then, or goes. */
+  close(): Promise<void>;
+}
+
+/** The other end: a guest that takes shape while it still runs elsewhere. */
+export interface LiveArrival {
+  /** Takes in one round; returns once all of it is in place. */
+  take(records: AsyncIterable<Buffer>): Promise<void>;
+  /** After the last round: memory is loaded, the disks are on disk, and the guest would run if it was told to. */
+  finish(signal: AbortSignal): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Images that both nodes have: what the guest's disk stands on, and its overlay's memory. */
+export interface CommonImages {
+  disk: string;
+  memory: string | undefined;
+}
+
+/** What a hypervisor does that moves guests while they run (kvm). */
+export interface Live {
+  /** What the target must know to receive this guest, in the driver's own words; or why it can only be moved while it is stopped. */
+  shape(guest: Guest): Promise<{ shape: string } | { impossible: string }>;
+  depart(guest: Guest, images: CommonImages, progress: Progress): Promise<LiveDeparture>;
+  /** The guest runs on here, and nothing is left of an attempt to move it. Of one whose process has gone, nothing is done. */
+  stay(guest: Guest): Promise<void>;
+  /** Makes the guest's files and starts its process, which waits for what arrives. The guest must not be there. */
+  receive(guest: Guest, parts: { shape: string; images: CommonImages }, progress: Progress): Promise<LiveArrival>;
+  /** Whether a guest that has arrived whole is there and only waits to be told to run. */
+  isWaiting(guest: Guest): Promise<boolean>;
+  /** Lets such a guest run; one whose process is gone boots from its disk. */
+  release(guest: Guest, progress: Progress): Promise<void>;
+}
+
 /** What a hypervisor without memory of its own does for synthesis (lxd): the delta of the root file system as a tar, with whiteouts. */
 export interface RootDelta {
   /** Of a stopped guest made by `ensure`: what differs from its base, deterministic. */
@@ -113,6 +165,7 @@ export interface Driver {
   readonly kind: Kind;
   readonly synthesis?: Synthesis;
   readonly rootDelta?: RootDelta;
+  readonly live?: Live;
   /** Version of the hypervisor, how guests execute on it, and which machine types it has. */
   describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none"; machineTypes: string[] }>;
   /** undefined = the hypervisor answered and has no such guest. */

@@ -14,7 +14,7 @@ const patientMillis = 15 * 60_000;
 const lookMillis = 3_000;
 
 interface Call {
-  method: "GET" | "PUT" | "POST";
+  method: "GET" | "PUT" | "POST" | "DELETE";
   path: string;
   body?: unknown;
   timeoutMillis?: number;

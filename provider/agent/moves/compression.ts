@@ -33,7 +33,7 @@ export function compress(frames: AsyncIterable<Buffer>): Readable {
 
 /** Hands the plain bytes to `use`; what arrives is never larger than what `use` agrees to read. */
 export async function decompressTo(body: Readable, use: (plain: Readable) => Promise<void>): Promise<void> {
-  const { child, ended } = filter("zstd", ["-d", "-c", "-q"]);
+  const { child, ended } = filter("zstd", ["-d", "-c", "-q", "--long=27"]);
   const feeding = pipeline(body, child.stdin);
   feeding.catch(() => child.kill());
   try {

@@ -10,7 +10,17 @@ import { sendFile } from "../blobResponse.ts";
 import { run } from "../process.ts";
 import { digestSchema } from "../protocol.ts";
 import type { Recipe } from "./recipe.ts";
-import { activateSchema, completeSchema, recipesSchema, sealRequestSchema, type Arrival, type Completion } from "./wire.ts";
+import {
+  activateSchema,
+  completeSchema,
+  recipesSchema,
+  sealRequestSchema,
+  type Arrival,
+  type Completion,
+  liveSchema,
+  type LiveStart,
+  type Activation,
+} from "./wire.ts";
 
 /** What the data port asks of the agent; `authorize` says whether this token was handed out for this cloudlet. */
 export interface Receiver {
@@ -21,7 +31,11 @@ export interface Receiver {
   begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]>;
   receive(id: string, body: Readable): Promise<void>;
   seal(id: string, seal: string): Promise<void>;
-  activate(id: string, seal: string, epoch: number): Promise<void>;
+  /** Whether the epoch had to be given up instead. */
+  activate(id: string, activation: Activation): Promise<{ givenUp: boolean }>;
+  beginLive(id: string, start: LiveStart): Promise<void>;
+  takeRound(id: string, round: number, body: Readable): Promise<void>;
+  endLive(id: string): Promise<void>;
   complete(id: string, completion: Completion): Promise<void>;
 }
 
@@ -114,7 +128,13 @@ export class DataServer {
       const digest = digestSchema.parse(route.slice("PUT /v1/blobs/".length));
       return whileHeard(incoming, () => this.#receiver.supply(id, digest, incoming));
     }
+    const round = /^PUT \/v1\/rounds\/(\d{1,6})$/.exec(route)?.[1];
+    if (round !== undefined) return whileHeard(incoming, () => this.#receiver.takeRound(id, Number(round), incoming));
     switch (route) {
+      case "POST /v1/live":
+        return this.#receiver.beginLive(id, await bodyOf(incoming, liveSchema));
+      case "DELETE /v1/live":
+        return this.#receiver.endLive(id);
       case "GET /v1/arrival":
         return this.#receiver.arrival(id);
       case "POST /v1/layer":
@@ -127,10 +147,8 @@ export class DataServer {
         return whileHeard(incoming, () => this.#receiver.receive(id, incoming));
       case "POST /v1/seal":
         return this.#receiver.seal(id, (await bodyOf(incoming, sealRequestSchema)).seal);
-      case "POST /v1/activate": {
-        const { seal, epoch } = await bodyOf(incoming, activateSchema);
-        return this.#receiver.activate(id, seal, epoch);
-      }
+      case "POST /v1/activate":
+        return this.#receiver.activate(id, await bodyOf(incoming, activateSchema));
       case "POST /v1/complete":
         return this.#receiver.complete(id, await bodyOf(incoming, completeSchema));
       default:

@@ -13,12 +13,14 @@ const departureSchema = z.object({
   target: moveTargetSchema,
   route: moveReportSchema.shape.route,
   seal: digestSchema.optional(),
-  mode: z.enum(["cold", "state"]),
+  mode: z.enum(["cold", "state", "live"]),
   beganAt: z.number(),
   stoppedAt: z.number().optional(),
   endedAt: z.number().optional(),
   bytesSent: z.int(),
   bytesTotal: z.int(),
+  rounds: moveReportSchema.shape.rounds,
+  predicted: moveReportSchema.shape.predicted,
 });
 export type Departure = z.infer<typeof departureSchema>;
 
@@ -28,8 +30,10 @@ const arrivalFileSchema = z.object({
   from: z.string(),
   tokens: z.array(digestSchema).describe("SHA-256 of the one-time tokens, newest first."),
   phase: z.enum(["prepared", "sealed", "starting", "ready", "failed"]),
-  mode: z.enum(["cold", "state"]).optional(),
+  mode: z.enum(["cold", "state", "live"]).optional(),
   parts: z.array(recipeSchema).optional(),
+  /** Of a live move: sizes of the cloudlet's volumes in MiB, in their order. */
+  volumes: z.array(z.int()).optional(),
   seal: digestSchema.optional(),
   error: jobErrorSchema.optional(),
 });

@@ -50,10 +50,16 @@ export async function makeArrived(services: Services, record: InstanceRecord, { 
 
 /** From now on the volumes that came along are this node's. */
 export async function takeVolumes(services: Services, record: InstanceRecord, parts: Recipe[]): Promise<void> {
-  const { owner, kind } = record.spec;
-  for (const { id, sizeMib } of volumeParts(record, parts)) {
+  const sizes = volumeParts(record, parts).map(({ sizeMib }) => sizeMib);
+  await takeSizes(services, record, sizes);
+}
+
+/** The same, of sizes in the order of the cloudlet's volumes. */
+export async function takeSizes(services: Services, { spec }: InstanceRecord, sizes: readonly number[]): Promise<void> {
+  const { owner, kind } = spec;
+  for (const [index, { id }] of spec.volumes.entries()) {
     const known = await services.volumes.read(id);
-    await services.volumes.write({ spec: { owner, ...known?.spec, id, kind, sizeMib }, place: "here" });
+    await services.volumes.write({ spec: { owner, ...known?.spec, id, kind, sizeMib: sizes[index] ?? 0 }, place: "here" });
   }
 }
 

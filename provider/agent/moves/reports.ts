@@ -11,7 +11,18 @@ export function endOf({ ownership, leaving, lastMove }: InstanceRecord, args: Ve
 }
 
 /** Of a move that has just ended. */
-export function reportOf({ mode, self, target, route, bytesSent, bytesTotal, beganAt, stoppedAt }: Departure): MoveReport {
+export function reportOf({
+  mode,
+  self,
+  target,
+  route,
+  bytesSent,
+  bytesTotal,
+  beganAt,
+  stoppedAt,
+  rounds,
+  predicted,
+}: Departure): MoveReport {
   const now = Date.now();
   return {
     mode,
@@ -22,5 +33,7 @@ export function reportOf({ mode, self, target, route, bytesSent, bytesTotal, beg
     bytesAvoided: Math.max(0, bytesTotal - bytesSent),
     totalMillis: now - beganAt,
     downtimeMillis: now - (stoppedAt ?? now),
+    ...(rounds && { rounds }),
+    ...(predicted && { predicted }),
   };
 }

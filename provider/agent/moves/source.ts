@@ -1,7 +1,4 @@
-import { createReadStream, createWriteStream } from "node:fs";
-import { mkdir } from "node:fs/promises";
-import { join } from "node:path";
-import { pipeline } from "node:stream/promises";
+import { createReadStream } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
@@ -11,18 +8,20 @@ import type { MoveReport } from "../handoffProtocol.ts";
 import type { VerbArgs } from "../protocol.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
-import { framesOf } from "./assembly.ts";
 import { MoveChannel } from "./channel.ts";
 import { compress } from "./compression.ts";
-import { discardCopy, outgoingDirectory, removeExport } from "./copies.ts";
+import { discardCopy, removeExport } from "./copies.ts";
+import { allFrames, bytesOf, exportStopped, type FilePart } from "./exporting.ts";
 import { MoveFiles, type Departure } from "./files.ts";
 import type { Handoffs } from "./handoffs.ts";
-import { volumePartName } from "./making.ts";
-import { makeRecipe, sealOf, type Format, type Recipe } from "./recipe.ts";
+import { moveLive } from "./liveMove.ts";
+import { makeRecipe, sealOf, type Recipe } from "./recipe.ts";
 import { endOf, reportOf } from "./reports.ts";
-import { arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
+import { activatedSchema, arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
 
 const empty = z.object({});
+/** Until the lab has seen it through every fault. */
+const movesLive = false as boolean;
 const takeBackMillis = 120_000;
 /** How long a short break of the link is waited out, since a restart of the application would cost more. */
 const linkPauses = [500, 1000, 2000, 4000];
@@ -31,11 +30,7 @@ const longestWaitMillis = 60_000;
 /** How long the target is told about an end that it has brought about itself. */
 const reportMillis = 10 * 60_000;
 
-interface FilePart {
-  name: string;
-  path: string;
-  format: Format;
-}
+type Sent = Pick<Departure, "seal" | "bytesSent" | "bytesTotal">;
 
 interface Way {
   channel: MoveChannel;
@@ -78,7 +73,8 @@ export class MoveSource {
       const way = { channel, arrival, context };
       if (record.ownership.role === "owner") await this.#letGo(record, departure, way);
       // the target has lost what it was given before it could run; the copy here is still what it should get
-      else if (arrival.phase === "prepared" || arrival.phase === "sealed") await this.#sendAgain(record, departure, way);
+      else if (departure.mode !== "live" && (arrival.phase === "prepared" || arrival.phase === "sealed"))
+        await this.#sendAgain(record, departure, way);
       return await this.#finish(args.id, channel, context);
     } finally {
       channel.close();
@@ -108,6 +104,8 @@ export class MoveSource {
     if (record.ownership.role !== "released" || record.ownership.epoch !== departure.epoch) {
       // cut off before anything was given away
       await removeExport(this.#services, id);
+      const { driver, guest } = await this.#open(record);
+      await driver.live?.stay(guest);
       await this.#handoffs.noteFailure(id, new Error("the node's agent ended in the middle"), true);
       return this.#files.forgetDeparture(id);
     }
@@ -146,7 +144,7 @@ export class MoveSource {
       self: args.self,
       target: args.target,
       route: args.route,
-      mode: arrival.kind === record.spec.kind ? "cold" : "state",
+      mode: await this.#mode(record, arrival),
       beganAt: Date.now(),
       bytesSent: 0,
       bytesTotal: 0,
@@ -159,6 +157,13 @@ export class MoveSource {
     return departure;
   }
 
+  /** As it is begun: what runs may turn out to be movable only while it is stopped. */
+  async #mode({ spec }: InstanceRecord, arrival: Arrival): Promise<Departure["mode"]> {
+    if (arrival.kind !== spec.kind) return "state";
+    const { live } = await this.#services.hypervisors.driver(spec.kind);
+    return movesLive && live !== undefined && spec.state === "running" ? "live" : "cold";
+  }
+
   /** From "runs here" to "released": everything that may fail comes before the release. */
   async #letGo(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
     const { id } = record.spec;
@@ -167,10 +172,9 @@ export class MoveSource {
       await this.#handoffs.noteFailure(id, error, true);
       throw error;
     });
-    const stoppedAt = Date.now();
     try {
-      const sent = await this.#transfer(opened, departure, way);
-      await this.#files.writeDeparture(id, { ...departure, ...sent, stoppedAt });
+      const sent = await this.#hand(opened, departure, way);
+      await this.#files.writeDeparture(id, { ...departure, ...sent });
       // the point of no return: from here on only the target may run it
       await this.#services.records.write({
         ...record,
@@ -184,11 +188,24 @@ export class MoveSource {
     way.context.step("released");
   }
 
+  /** The guest is still here and does not run any more, and the target has sealed its copy. */
+  async #hand(opened: Opened, departure: Departure, way: Way): Promise<Partial<Departure>> {
+    if (departure.mode === "live") {
+      const sent = await moveLive(this.#services, opened, way);
+      if (!("notLive" in sent)) return sent;
+      way.context.status(`${opened.record.spec.id} is moved while it is stopped: ${sent.notLive}`);
+    }
+    const mode = departure.mode === "state" ? "state" : "cold";
+    const stoppedAt = Date.now();
+    return { ...(await this.#transfer(opened, mode, { ...way, node: departure.target.node })), mode, stoppedAt };
+  }
+
   /** Ownership has passed already, so a failure leaves everything as it is for the next attempt. */
   async #sendAgain(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
     if (way.arrival.phase === "sealed" && way.arrival.seal === departure.seal) return;
     await this.#supply(record, way);
-    const sent = await this.#transfer(await this.#open(record), departure, way);
+    const mode = departure.mode === "state" ? "state" : "cold";
+    const sent = await this.#transfer(await this.#open(record), mode, { ...way, node: departure.target.node });
     await this.#files.writeDeparture(record.spec.id, { ...departure, ...sent });
   }
 
@@ -210,15 +227,15 @@ export class MoveSource {
   }
 
   /** The guest is stopped, and the target has sealed exactly what it left. */
-  async #transfer(opened: Opened, departure: Departure, way: Way): Promise<Pick<Departure, "seal" | "bytesSent" | "bytesTotal">> {
-    const parts = await this.#export(opened, departure.mode, way.context);
+  async #transfer(opened: Opened, mode: "cold" | "state", way: Way & { node: string }): Promise<Sent> {
+    const parts = await exportStopped(this.#services, opened, { mode, context: way.context });
     const recipes: Recipe[] = [];
     for (const part of parts) recipes.push(await makeRecipe(part.name, part.path, part.format));
     const seal = sealOf(recipes);
-    await this.#persist(departure.target.node, way.context, async () => {
-      await this.#send(departure, { parts, recipes }, way);
+    await this.#persist(way.node, way.context, async () => {
+      await this.#send(mode, { parts, recipes }, way);
       way.context.step("sent");
-      way.context.status(`${departure.target.node} puts ${opened.record.spec.id} together`);
+      way.context.status(`${way.node} puts ${opened.record.spec.id} together`);
       await way.channel.patiently(empty, { method: "POST", path: "/v1/seal", body: { seal }, signal: way.context.signal });
     });
     await this.#handoffs.note(opened.record.spec.id, { type: "sealed" });
@@ -231,44 +248,18 @@ export class MoveSource {
     return { record, driver: await this.#services.hypervisors.driver(record.spec.kind), guest };
   }
 
-  async #export({ record, driver, guest }: Opened, mode: Departure["mode"], context: JobContext): Promise<FilePart[]> {
-    const { id, kind, state, stateFiles } = record.spec;
-    const directory = outgoingDirectory(this.#services, id);
-    await mkdir(directory, { recursive: true });
-    const parts: FilePart[] = [];
-    if (mode === "state" && stateFiles.length > 0) {
-      context.status(`copying the state of ${id}`);
-      const path = join(directory, "state.tar");
-      await pipeline(await driver.exportState(guest, context), createWriteStream(path));
-      parts.push({ name: "state.tar", path, format: "tar" });
-    }
-    context.status(`stopping ${id}`);
-    // a suspended guest of QEMU travels as it is: its memory is a file
-    if (state !== "suspended" || mode === "state" || kind === "lxd") await driver.stop(guest, context);
-    await this.#handoffs.note(id, { type: "paused" });
-    context.step("stopped");
-    if (mode === "cold") parts.push(...(await driver.exportParts(guest, context)));
-    await mkdir(directory, { recursive: true });
-    for (const [index, volume] of guest.volumes.entries()) {
-      const sizeMib = (await this.#services.volumes.read(volume.id))?.spec.sizeMib ?? 0;
-      const format = mode === "cold" && kind === "kvm" ? "raw" : "tar";
-      const name = volumePartName(index, sizeMib, format);
-      const path = format === "raw" ? volume.hostPath : join(directory, name);
-      if (format === "tar") await pipeline(await driver.readVolume(volume.hostPath, context), createWriteStream(path));
-      parts.push({ name, path, format });
-    }
-    context.step("exported");
-    return parts;
-  }
-
   /** Sends what the target lacks. */
-  async #send(departure: Departure, { parts, recipes }: { parts: FilePart[]; recipes: Recipe[] }, way: Way): Promise<void> {
-    const { channel, context } = way;
-    const body = { mode: departure.mode, parts: recipes };
+  async #send(
+    mode: "cold" | "state",
+    { parts, recipes }: { parts: FilePart[]; recipes: Recipe[] },
+    way: Way & { node: string },
+  ): Promise<void> {
+    const { channel, context, node } = way;
+    const body = { mode, parts: recipes };
     const { missing } = await channel.patiently(missingSchema, { method: "PUT", path: "/v1/recipes", body, signal: context.signal });
     if (missing.length === 0) return;
     const wanted = new Set(missing);
-    context.status(`sending ${(bytesOf(recipes, wanted) / 1e6).toFixed(1)} MB to ${departure.target.node}`);
+    context.status(`sending ${(bytesOf(recipes, wanted) / 1e6).toFixed(1)} MB to ${node}`);
     await channel.stream("/v1/pieces", compress(allFrames(parts, wanted)), context.signal);
   }
 
@@ -293,6 +284,7 @@ export class MoveSource {
     if (record?.ownership.role !== "owner") return error;
     try {
       await removeExport(this.#services, id);
+      await opened.driver.live?.stay(opened.guest);
       await this.#files.forgetDeparture(id);
       context.status(`the move of ${id} failed; it goes on here`);
       // the job's own signal may be the reason for the failure
@@ -313,9 +305,12 @@ export class MoveSource {
     if (record === undefined || departure?.seal === undefined) throw new CloudletError("BUG", `${id} was released without a seal`);
     const { seal, epoch, target } = departure;
     context.status(`${target.node} starts ${id}`);
+    let givenUp = false;
     await this.#persist(target.node, context, async () => {
-      await channel.json(empty, { method: "POST", path: "/v1/activate", body: { seal, epoch } });
+      const body = { seal, epoch, live: departure.mode === "live" };
+      ({ givenUp } = await channel.json(activatedSchema, { method: "POST", path: "/v1/activate", body }));
     });
+    if (givenUp) throw await this.#regain(record, departure, { channel, context });
     await this.#handoffs.note(id, { type: "activated" });
     context.step("activated");
     await this.#persist(target.node, context, () => this.#watch(channel, record.spec.ready?.timeoutSeconds ?? 60));
@@ -330,6 +325,19 @@ export class MoveSource {
     // the move is over; a target that was not told hears of it later
     await this.#tell(id, report, channel).catch(() => undefined);
     return report;
+  }
+
+  /** The target can never start what it was given, so the guest, paused since then, goes on here, with the next epoch. */
+  async #regain(record: InstanceRecord, { epoch, target }: Departure, { channel, context }: Omit<Way, "arrival">): Promise<unknown> {
+    const { leaving: _, ...rest } = record;
+    const regained: InstanceRecord = { ...rest, ownership: { epoch: epoch + 1, role: "owner", peer: target.node } };
+    await this.#services.records.write(regained);
+    context.step("regained");
+    await channel.json(empty, { method: "DELETE", path: "/v1/live" }).catch(() => undefined);
+    const lost = new CloudletError("FAILED", `${target.node} has lost the memory of ${record.spec.id} before it could run there`, {
+      fix: "run `pulumi up` again",
+    });
+    return this.#takeBack(await this.#open(regained), lost, context);
   }
 
   /** Tells the target how it went, after which nothing of the move is left on either node but the report. */
@@ -369,13 +377,4 @@ export class MoveSource {
     }
     throw new CloudletError("TIMEOUT", "the cloudlet has moved and did not answer there in time");
   }
-}
-
-async function* allFrames(parts: FilePart[], wanted: Set<string>): AsyncGenerator<Buffer> {
-  for (const part of parts) yield* framesOf(part.path, part.format, wanted);
-}
-
-function bytesOf(recipes: Recipe[], wanted: ReadonlySet<string>): number {
-  const sizes = new Map(recipes.flatMap(({ pieces }) => pieces));
-  return [...wanted].reduce((sum, digest) => sum + (sizes.get(digest) ?? 0), 0);
 }

@@ -1,26 +1,26 @@
-import { networkInterfaces } from "node:os";
 import type { Readable } from "node:stream";
 import { CloudletError } from "../../core/errors.ts";
-import { checkPorts } from "../instanceApply.ts";
 import { bringTo, guestOf, imagesOf } from "../instances.ts";
 import { toJobError, type JobContext } from "../jobs.ts";
 import type { InstanceSpec, VerbResult } from "../protocol.ts";
-import { allocateNetwork, type InstanceRecord } from "../records.ts";
+import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import { Assembly } from "./assembly.ts";
 import { decompressTo } from "./compression.ts";
-import { discardCopy, forgetArrived } from "./copies.ts";
-import { blobsOf } from "../synthesis/references.ts";
+import { forgetArrived } from "./copies.ts";
 import { newToken, tokenMatches } from "../tokens.ts";
 import { DataServer, type Receiver } from "./dataServer.ts";
 import { MoveFiles, type ArrivalFile } from "./files.ts";
-import { makeArrived, takeVolumes, withBase } from "./making.ts";
+import { LiveArrivals } from "./liveArrivals.ts";
+import { makeArrived, takeSizes, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
-import type { Arrival, Completion } from "./wire.ts";
+import { blobsOfSpec, checkPrepare, makeRoom, ownAddresses } from "./reservation.ts";
+import type { Activation, Arrival, Completion, LiveStart } from "./wire.ts";
 
 /** What a target gets done, in this order. */
 export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
-export type ArrivalStep = (typeof arrivalSteps)[number];
+/** Of a guest that runs meanwhile: its QEMU waits; or what was sealed is lost. */
+export type ArrivalStep = (typeof arrivalSteps)[number] | "waiting" | "givenUp";
 
 export interface TargetOptions {
   port: number;
@@ -29,6 +29,7 @@ export interface TargetOptions {
 }
 
 const layerMillis = 15 * 60_000;
+const discardMillis = 60_000;
 
 /** A run that was asked for again must not cut off the one that is under way. */
 const keptTokens = 4;
@@ -40,11 +41,13 @@ export class MoveTarget implements Receiver {
   readonly #files: MoveFiles;
   readonly #server: DataServer;
   readonly #assemblies = new Map<string, Assembly>();
+  readonly #live: LiveArrivals;
 
   constructor(services: Services, options: TargetOptions) {
     this.#services = services;
     this.#options = options;
     this.#files = new MoveFiles(services.root);
+    this.#live = new LiveArrivals(services);
     this.#server = new DataServer(services.root, options.port, {
       receiver: this,
       supplier: {
@@ -66,7 +69,7 @@ export class MoveTarget implements Receiver {
       const owned = record?.ownership.role === "owner";
       checkPrepare({ spec, epoch }, record);
       await this.#services.hypervisors.driver(spec.kind);
-      if (!owned) await this.#makeRoom(spec, { epoch, from, record }, context);
+      if (!owned) await makeRoom(this.#services, this.#files, { spec, epoch, from, record, context });
       const { token, digest } = newToken();
       const before = await this.#files.arrival(spec.id);
       const fresh: ArrivalFile = { epoch, from, tokens: [], phase: owned ? "ready" : "prepared" };
@@ -94,6 +97,7 @@ export class MoveTarget implements Receiver {
       const record = await this.#services.records.read(id);
       if (record?.ownership.role !== "incoming") return;
       this.#endAssembly(id);
+      await this.#live.end(id);
       await forgetArrived(this.#services, this.#files, { record, context });
       await this.closeWhenIdle();
       context.step("cancelled");
@@ -123,6 +127,7 @@ export class MoveTarget implements Receiver {
 
   close(): void {
     this.#server.close();
+    this.#live.close();
   }
 
   async authorize(id: string, token: string): Promise<boolean> {
@@ -161,8 +166,9 @@ export class MoveTarget implements Receiver {
         throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
       }
       if (arrival.phase === "sealed" && arrival.seal === sealOf(parts)) return [];
+      await this.#live.end(id);
       await this.#services.store.requireSpace(parts.reduce((sum, part) => sum + part.bytes, 0));
-      const { seal: _, ...rest } = arrival;
+      const { seal: _, volumes: __, ...rest } = arrival;
       await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode, parts });
       this.#endAssembly(id);
       const directory = this.#files.incoming(id);
@@ -185,6 +191,11 @@ export class MoveTarget implements Receiver {
     await this.#inTurn(id, async () => {
       const { record, arrival } = await this.#both(id);
       if (arrival.seal === seal && arrival.phase !== "prepared") return;
+      if (arrival.mode === "live") {
+        await this.#live.seal(id, seal);
+        await this.#files.writeArrival(id, { ...arrival, phase: "sealed", seal });
+        return this.#options.onStep("sealed");
+      }
       const { mode, parts } = arrival;
       if (parts === undefined || mode === undefined || sealOf(parts) !== seal) {
         throw new CloudletError("CONFLICT", `${id} is sealed for something that was not sent`, { fix: "run `pulumi up` again" });
@@ -199,11 +210,57 @@ export class MoveTarget implements Receiver {
     });
   }
 
-  async activate(id: string, seal: string, epoch: number): Promise<void> {
+  /** A guest that runs elsewhere, and of which round after round will come. */
+  async beginLive(id: string, { shape, volumes }: LiveStart): Promise<void> {
     await this.#inTurn(id, async () => {
       const { record, arrival } = await this.#both(id);
+      if (record.ownership.role !== "incoming") {
+        throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
+      }
+      const { seal: _, parts: __, ...rest } = arrival;
+      // what was sealed before is over: its source has come back to life
+      await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode: "live", volumes });
+      this.#endAssembly(id);
+      await this.#live.begin(record, shape);
+      this.#options.onStep("waiting");
+    });
+  }
+
+  async takeRound(id: string, round: number, body: Readable): Promise<void> {
+    await this.#live.take(id, round, body);
+    this.#options.onStep("received");
+  }
+
+  /** The source has taken its guest back, or has heard that this node has given it up. */
+  async endLive(id: string): Promise<void> {
+    await this.#inTurn(id, async () => {
+      await this.#live.end(id);
+      const { record, arrival } = await this.#both(id);
+      if (record.ownership.role === "incoming" && arrival.mode === "live") {
+        const { seal: _, ...rest } = arrival;
+        await this.#files.writeArrival(id, { ...rest, phase: "prepared" });
+        await this.#discard(record);
+      }
+      if (record.ownership.role !== "released") return;
+      await this.#files.forgetArrival(id);
+      await this.closeWhenIdle();
+    });
+  }
+
+  async activate(id: string, { seal, epoch, live }: Activation): Promise<{ givenUp: boolean }> {
+    const givenUp = await this.#inTurn(id, async () => {
+      const { record, arrival } = await this.#both(id);
       if (arrival.epoch !== epoch) throw new CloudletError("CONFLICT", `${id} arrives here at epoch ${arrival.epoch}, not at ${epoch}`);
-      if (arrival.phase === "starting" || arrival.phase === "ready") return;
+      if (record.ownership.role === "released") return true;
+      if (arrival.phase === "starting" || arrival.phase === "ready") return false;
+      if (
+        live &&
+        record.ownership.role === "incoming" &&
+        (arrival.phase === "prepared" || arrival.seal !== seal || !(await this.#live.isWaiting(record)))
+      ) {
+        await this.#giveUp(record);
+        return true;
+      }
       if (arrival.phase === "prepared" || arrival.seal !== seal) {
         throw new CloudletError("CONFLICT", `${id} was sealed here for another state than the one it should be started from`, {
           fix: "run `pulumi up` again",
@@ -214,8 +271,10 @@ export class MoveTarget implements Receiver {
       const { error: _, ...rest } = arrival;
       await this.#files.writeArrival(id, { ...rest, phase: "starting" });
       this.#options.onStep("activated");
+      return false;
     });
-    this.#start(id, { signal: new AbortController().signal, step: () => undefined, status: () => undefined });
+    if (!givenUp) this.#start(id, { signal: new AbortController().signal, step: () => undefined, status: () => undefined });
+    return { givenUp };
   }
 
   async complete(id: string, { report, history }: Completion): Promise<void> {
@@ -232,8 +291,24 @@ export class MoveTarget implements Receiver {
     );
   }
 
-  async #own(record: InstanceRecord, { epoch, from, parts = [] }: ArrivalFile): Promise<void> {
-    await takeVolumes(this.#services, record, parts);
+  /** Memory that is lost makes what was sealed worthless: from now on this node can never start it at that epoch, and says so. */
+  async #giveUp(record: InstanceRecord): Promise<void> {
+    await this.#services.records.write({ ...record, ownership: { ...record.ownership, role: "released" } });
+    this.#options.onStep("givenUp");
+    await this.#live.end(record.spec.id);
+    await this.#discard(record);
+  }
+
+  /** What has arrived of a running guest is of no use. */
+  async #discard(record: InstanceRecord): Promise<void> {
+    const driver = await this.#services.hypervisors.driver(record.spec.kind);
+    const progress = { signal: AbortSignal.timeout(discardMillis), status: () => undefined };
+    await driver.remove(await guestOf(this.#services, record), progress);
+  }
+
+  async #own(record: InstanceRecord, { epoch, from, parts = [], volumes }: ArrivalFile): Promise<void> {
+    if (volumes === undefined) await takeVolumes(this.#services, record, parts);
+    else await takeSizes(this.#services, record, volumes);
     await this.#services.records.write({
       ...record,
       ownership: { epoch, role: "owner", peer: from },
@@ -244,40 +319,6 @@ export class MoveTarget implements Receiver {
     });
   }
 
-  /** Nothing that an earlier stay or an earlier attempt has left may mix with what arrives. */
-  async #makeRoom(
-    spec: InstanceSpec,
-    { epoch, from, record }: { epoch: number; from: string; record: InstanceRecord | undefined },
-    context: JobContext,
-  ): Promise<void> {
-    const { volumes } = this.#services;
-    // whoever owns it at a later epoch has activated the one that left here
-    if (record?.leaving === true) await discardCopy(this.#services, record, context);
-    const again = record?.ownership.role === "incoming" && record.ownership.epoch === epoch;
-    if (!again) await this.#files.forget(spec.id);
-    for (const { id } of again ? [] : spec.volumes) {
-      if ((await volumes.read(id))?.place !== "here") continue;
-      throw new CloudletError("REFUSED", `${spec.id} brings volume ${id}, and this node has another one of that name`, {
-        fix: "remove or rename the volume on the node where the cloudlet should go",
-      });
-    }
-    await this.#reserve(spec, { epoch, role: "incoming", peer: from }, record);
-  }
-
-  /** One step that no other claim of a port or an address can get between. */
-  async #reserve(spec: InstanceSpec, ownership: InstanceRecord["ownership"], existing: InstanceRecord | undefined): Promise<void> {
-    const { records, lock } = this.#services;
-    await lock.run("hypervisor", async () => {
-      const others = (await records.list()).filter((record) => record.spec.id !== spec.id);
-      await checkPorts(this.#services, { spec, others, existing });
-      const network = allocateNetwork(
-        spec.id,
-        new Set([...others, ...(await this.#services.builds.list())].map((other) => other.network.address)),
-      );
-      await records.write({ network, spec, ownership, complete: false, restartPending: false });
-    });
-  }
-
   /** In the background: the source watches the arrival, and its operator through it. */
   #start(id: string, context: JobContext): void {
     const { services, note } = { services: this.#services, note: this.#note.bind(this) };
@@ -285,9 +326,11 @@ export class MoveTarget implements Receiver {
       const record = await services.records.read(id);
       if (record?.ownership.role !== "owner" || (await this.#files.arrival(id))?.phase === "ready") return;
       await note(id, { phase: "starting" });
-      await services.network.prepare(await services.records.list());
       const guest = await guestOf(services, record, await imagesOf(services, record));
       const opened = { record, driver: await services.hypervisors.driver(record.spec.kind), guest };
+      const live = (await this.#files.arrival(id))?.mode === "live" ? opened.driver.live : undefined;
+      // one that has arrived whole has all that it needs to run
+      await Promise.all([services.network.prepare(await services.records.list()), live?.release(guest, context)]);
       const publish = async () => services.network.publish(await services.records.list());
       await bringTo(opened, { state: record.spec.state, restart: false, publish }, context);
       this.#options.onStep("up");
@@ -326,34 +369,4 @@ export class MoveTarget implements Receiver {
     for (const { spec } of await this.#services.records.list()) if (await this.#files.arrival(spec.id)) return true;
     return false;
   }
-}
-
-/** An overlay's manifest says only once it is here what else belongs to it. */
-async function blobsOfSpec(services: Services, { base, build, overlay }: InstanceSpec): Promise<string[]> {
-  return [base.digest, ...(build ? [build.digest] : []), ...(overlay ? await blobsOf(services, overlay.digest) : [])];
-}
-
-function checkPrepare({ spec, epoch }: { spec: InstanceSpec; epoch: number }, record: InstanceRecord | undefined): void {
-  if (record === undefined) return;
-  const { role, epoch: known } = record.ownership;
-  if (record.spec.owner !== spec.owner) throw new CloudletError("CONFLICT", `${spec.id} on this node belongs to ${record.spec.owner}`);
-  if (role === "owner" && known !== epoch) {
-    throw new CloudletError("CONFLICT", `this node already runs ${spec.id}, at epoch ${known}`, {
-      fix: "run `pulumi refresh` to see where the cloudlet is",
-    });
-  }
-  if (known > epoch || (role === "released" && known === epoch)) {
-    throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${known}, so a move at epoch ${epoch} is out of date`, {
-      fix: "run `pulumi refresh` to see where the cloudlet is",
-    });
-  }
-}
-
-/** Addresses at which another node might reach this one; guests' bridges are not among them. */
-function ownAddresses(): string[] {
-  return Object.entries(networkInterfaces())
-    .filter(([name]) => !/^(lo|cloudlet|lxd|virbr|docker|cl[0-9a-f]{8})/.test(name))
-    .flatMap(([, addresses]) => addresses ?? [])
-    .filter(({ internal, address }) => !internal && !address.startsWith("fe80:"))
-    .map(({ address }) => address);
 }

@@ -18,7 +18,13 @@ export type Arrival = z.infer<typeof arrivalSchema>;
 export const recipesSchema = z.object({ mode: z.enum(["cold", "state"]), parts: z.array(recipeSchema).max(64) });
 export const missingSchema = z.object({ missing: z.array(digestSchema) });
 export const sealRequestSchema = z.object({ seal: digestSchema });
-export const activateSchema = z.object({ seal: digestSchema, epoch: z.int() });
+export const activateSchema = z.object({ seal: digestSchema, epoch: z.int(), live: z.boolean().default(false) });
+export type Activation = z.infer<typeof activateSchema>;
+/** `givenUp`: the target has lost what was sealed, and can never start it at this epoch. */
+export const activatedSchema = z.object({ givenUp: z.boolean().default(false) });
+/** A running guest, in its driver's own words, and the sizes of the cloudlet's volumes in MiB. */
+export const liveSchema = z.object({ shape: z.string().max(65_536), volumes: z.array(z.int()) });
+export type LiveStart = z.infer<typeof liveSchema>;
 export const completeSchema = z.object({
   report: moveReportSchema,
   /** Everything that is known of the cloudlet's handoffs, this one included. */
@@ -34,7 +40,10 @@ export type Completion = z.infer<typeof completeSchema>;
  *   POST /v1/layer              recombine the cloudlet's overlay, whose blobs are there by now
  *   PUT  /v1/recipes            recipes -> missing digests
  *   PUT  /v1/pieces             zstd stream of frames
- *   POST /v1/seal               verify everything, make the stopped guest
- *   POST /v1/activate           own the epoch, start; 200 at once, then watch the arrival
+ *   POST /v1/live               a running guest will come: start its QEMU, which waits
+ *   PUT  /v1/rounds/N           zstd stream of the driver's records; 200 once all of it is in place
+ *   DELETE /v1/live             nothing more will come, whatever has
+ *   POST /v1/seal               verify everything, make the stopped guest; of a live one: it is loaded and would run
+ *   POST /v1/activate           own the epoch, start; 200 at once, then watch the arrival; or the epoch is given up
  *   POST /v1/complete           the source has seen the application answer; the move's report
  */

@@ -37,6 +37,15 @@ export async function enterableCgroups(name: string, limits: Limits, log: (line:
   }
 }
 
+/** Takes so much of its processors away from a guest for a while; without effect where the node has no usable cgroups. */
+export async function limitProcessor(name: string, { cores, percent }: { cores: number; percent: number }): Promise<void> {
+  const quota = Math.max(1_000, Math.round((cores * period * (100 - percent)) / 100));
+  const [file, text] = (await unified())
+    ? [join(cgroups, "cloudlet", name, "cpu.max"), `${String(quota)} ${String(period)}`]
+    : [join(cgroups, "cpu", "cloudlet", name, "cpu.cfs_quota_us"), String(quota)];
+  if (await exists(file)) await writeFile(file, text);
+}
+
 /** Removes the guest's cgroups once their last process has gone. */
 export async function removeCgroups(name: string): Promise<void> {
   const parents = [cgroups, ...Object.keys(legacyLimits({ memoryMib: 0, cores: 0 })).map((controller) => join(cgroups, controller))];

@@ -13,6 +13,7 @@ import { guestAgent } from "./guestAgent.ts";
 import { guestFiles, launchSchema } from "./guestFiles.ts";
 import { end, observe, settingsOf, start, stop, suspend } from "./lifecycle.ts";
 import type { Surroundings } from "./launch.ts";
+import { createLive } from "./live/live.ts";
 import { ensureSeed } from "./seed.ts";
 import { freeze } from "./freeze.ts";
 import { exportState, importState } from "./state.ts";
@@ -59,6 +60,7 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
     readVolume,
     writeVolume: (hostPath, sizeMib, ...[tar, progress]) => writeVolume(hostPath, sizeMib, { tar, progress }),
     uninstall: removeCgroupParents,
+    live: createLive(surroundings),
     synthesis: {
       machine,
       startForFreeze: async (guest, origin, progress) => startForFreeze({ guest, origin, around: await surroundings(), progress }),

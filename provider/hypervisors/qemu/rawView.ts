@@ -14,17 +14,36 @@ export interface RawViewOptions {
 
 /** Shows an image, with everything that it stands on, as one raw file for as long as `work` lasts; nothing is copied. */
 export async function withRawView<T>(file: string, options: RawViewOptions, work: (rawPath: string) => Promise<T>): Promise<T> {
+  const view = await openRawView(file, options);
+  try {
+    return await work(view.path);
+  } finally {
+    await view.close();
+  }
+}
+
+export interface RawView {
+  path: string;
+  close(): Promise<void>;
+}
+
+/** The same, until it is closed or this process ends. */
+export async function openRawView(file: string, options: RawViewOptions): Promise<RawView> {
   const place = await mkdtemp("/run/cloudlet-view-");
   const view = join(place, "image.raw");
   await writeFile(view, "", { mode: 0o600 });
   const daemon = openDaemon(file, { ...options, view });
-  try {
-    await mounted({ file, view, daemon, signal: options.signal });
-    return await work(view);
-  } finally {
+  const close = async (): Promise<void> => {
     await daemon.end();
     await unmount(view);
     await rm(place, { recursive: true, force: true });
+  };
+  try {
+    await mounted({ file, view, daemon, signal: options.signal });
+    return { path: view, close };
+  } catch (error) {
+    await close();
+    throw error;
   }
 }
 

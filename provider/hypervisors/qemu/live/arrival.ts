@@ -1,0 +1,203 @@
+import { rm } from "node:fs/promises";
+import { createConnection, type Socket } from "node:net";
+import { once } from "node:events";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { CloudletError } from "../../../core/errors.ts";
+import type { Guest } from "../../types.ts";
+import { guestFiles } from "../guestFiles.ts";
+import type { Surroundings } from "../launch.ts";
+import { connectQmp, type Qmp } from "../qmp.ts";
+import { loadFrom, migrationEnded } from "../qmpCommands.ts";
+import { Images } from "./images.ts";
+import { makePlace } from "./place.ts";
+import { NbdClient } from "./nbdClient.ts";
+import { addGuard, offerDisk, removeGuard, serveDisks, stopServing, withdrawDisk } from "./qmpLive.ts";
+import { pageBytes } from "./ramStream.ts";
+import { RamWriter } from "./ramWriter.ts";
+import { RecordReader, type LiveRecord } from "./records.ts";
+
+const connectMillis = 10_000;
+const loadMillis = 120_000;
+/** Read from an image at once. */
+const mostUnits = 256;
+
+interface ArrivalParts {
+  guest: Guest;
+  qmp: Qmp;
+  place: string;
+  socket: Socket;
+  images: Images;
+  disks: NbdClient[];
+  names: string[];
+}
+
+/** A guest that is arriving while it still runs elsewhere: its QEMU waits here, and takes in memory and disks. */
+export class Arrival {
+  readonly #parts: ArrivalParts;
+  readonly #reader = new RecordReader();
+  #writer: RamWriter | undefined;
+  #rounds = 0;
+
+  private constructor(parts: ArrivalParts) {
+    this.#parts = parts;
+  }
+
+  /** Of a guest whose QEMU waits for what comes (`-incoming defer`). */
+  static async open(guest: Guest, images: readonly string[], around: Surroundings): Promise<Arrival> {
+    const place = await makePlace(guest, around.confinement);
+    const [ram, nbd] = [join(place, "ram.sock"), join(place, "nbd.sock")];
+    const qmp = await connectQmp(guestFiles(guest).qmp, { guest: guest.name });
+    try {
+      await addGuard(qmp);
+      await serveDisks(qmp, nbd);
+      const names = ["disk", ...guest.volumes.map((_, index) => `volume${String(index)}`)];
+      const disks: NbdClient[] = [];
+      for (const node of names) {
+        await offerDisk(qmp, { node, name: node, writable: true });
+        disks.push(await NbdClient.connect(nbd, node));
+      }
+      await loadFrom(qmp, `unix:${ram}`);
+      const socket = await connected(ram);
+      return new Arrival({ guest, qmp, place, socket, images: await Images.open(images), disks, names });
+    } catch (error) {
+      qmp.close();
+      await rm(place, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  /** Takes in one round; returns once all of it is with QEMU. */
+  async take(records: AsyncIterable<Buffer>): Promise<void> {
+    let ended = false;
+    for await (const chunk of records) {
+      for (const record of this.#reader.push(chunk)) {
+        if (ended) throw this.#damaged("goes on after its end");
+        ended = await this.#apply(record);
+      }
+      await this.#flushPages();
+    }
+    if (!ended || !this.#reader.isEmpty) throw this.#damaged("was cut off");
+  }
+
+  /** After the last round: QEMU has loaded all of it, and the disks are on disk. */
+  async finish(signal: AbortSignal): Promise<void> {
+    const { guest, qmp, socket, disks, names } = this.#parts;
+    socket.end();
+    const what = `loading guest ${guest.name} as it ran elsewhere`;
+    await Promise.all([migrationEnded(qmp, what, { signal, timeoutMillis: loadMillis }), ...disks.map((disk) => disk.flush())]);
+    for (const disk of disks) disk.close();
+    for (const name of names) await withdrawDisk(qmp, name);
+    await stopServing(qmp);
+    await removeGuard(qmp);
+    // others may want to speak to it now
+    await this.close();
+  }
+
+  async close(): Promise<void> {
+    const { qmp, socket, disks, images, place } = this.#parts;
+    socket.destroy();
+    for (const disk of disks) disk.close();
+    qmp.close();
+    await images.close();
+    await rm(place, { recursive: true, force: true });
+  }
+
+  /** Returns whether that was the round's end. */
+  async #apply(record: LiveRecord): Promise<boolean> {
+    switch (record.letter) {
+      case "B":
+        this.#writer = new RamWriter(record.map.section, record.map.names);
+        return false;
+      case "V":
+        await this.#flushPages();
+        await this.#pass(record.bytes);
+        return false;
+      case "P":
+        this.#ram.page(record.block, record.unit, record.bytes);
+        return false;
+      case "Z":
+        for (let at = 0; at < record.count; at++) this.#ram.page(record.block, record.unit + at, undefined);
+        return false;
+      case "R":
+        return this.#referred(record);
+      case "D":
+        await this.#disk(record.disk).write(record.unit * pageBytes, record.bytes);
+        return false;
+      case "H":
+        await this.#disk(record.disk).zeros(record.unit * pageBytes, record.count * pageBytes);
+        return false;
+      case "C":
+        for (const { data, at } of await this.#fromImage(record)) await this.#disk(record.disk).write((record.unit + at) * pageBytes, data);
+        return false;
+      case "E":
+        if (record.round !== this.#rounds++) throw this.#damaged(`ends as round ${String(record.round)}`);
+        return true;
+    }
+  }
+
+  async #referred(record: LiveRecord & { letter: "R" }): Promise<false> {
+    for (const { data, at } of await this.#fromImage(record)) {
+      for (let offset = 0; offset < data.length; offset += pageBytes)
+        this.#ram.page(record.block, record.unit + at + offset / pageBytes, data.subarray(offset, offset + pageBytes));
+      await this.#flushPages();
+    }
+    return false;
+  }
+
+  async #fromImage({ count, place }: { count: number; place: { image: number; unit: number } }): Promise<{ data: Buffer; at: number }[]> {
+    const found: { data: Buffer; at: number }[] = [];
+    for (let at = 0; at < count; at += mostUnits) {
+      const data = await this.#parts.images.read({ ...place, unit: place.unit + at }, Math.min(mostUnits, count - at));
+      found.push({ data, at });
+    }
+    return found;
+  }
+
+  async #flushPages(): Promise<void> {
+    const section = this.#writer?.take();
+    if (section !== undefined) await this.#pass(section);
+  }
+
+  /** To QEMU, and no faster than it takes it. */
+  async #pass(bytes: Buffer): Promise<void> {
+    const { socket, guest } = this.#parts;
+    await new Promise<void>((resolve, reject) => {
+      socket.write(bytes, (error) => {
+        if (error == null) resolve();
+        else reject(new CloudletError("FAILED", `QEMU of guest ${guest.name} has ended while it took in what arrives`, { cause: error }));
+      });
+    });
+  }
+
+  get #ram(): RamWriter {
+    if (this.#writer === undefined) throw this.#damaged("has a page before the list of its memory");
+    return this.#writer;
+  }
+
+  #disk(index: number): NbdClient {
+    const disk = this.#parts.disks[index];
+    if (disk === undefined) throw this.#damaged(`has a disk ${String(index)} that is not there`);
+    return disk;
+  }
+
+  #damaged(what: string): CloudletError {
+    return new CloudletError("INTEGRITY", `what arrives of guest ${this.#parts.guest.name} ${what}`);
+  }
+}
+
+async function connected(path: string): Promise<Socket> {
+  const deadline = Date.now() + connectMillis;
+  for (;;) {
+    const socket = createConnection(path);
+    try {
+      await once(socket, "connect");
+      socket.on("error", () => undefined);
+      return socket;
+    } catch (error) {
+      socket.destroy();
+      if (Date.now() > deadline) throw error;
+      await delay(5);
+    }
+  }
+}

@@ -1,0 +1,89 @@
+import { open, type FileHandle } from "node:fs/promises";
+import { hashOf, zeroHash } from "./pageTable.ts";
+import { pageBytes } from "./ramStream.ts";
+import type { Place } from "./records.ts";
+import { run } from "../../../agent/process.ts";
+import { z } from "zod";
+
+const readBytes = 1024 * 1024;
+/** Of all images together: a table of this many takes about 60 MB. */
+const mostUnits = 512 * 1024;
+
+/** Images that both nodes have, each as one raw file: what a running guest has in common with them need not be sent. */
+export class Images {
+  readonly #files: FileHandle[];
+  readonly #places = new Map<string, number>();
+  readonly #units: number[];
+
+  private constructor(files: FileHandle[], units: number[]) {
+    this.#files = files;
+    this.#units = units;
+  }
+
+  static async open(paths: readonly string[]): Promise<Images> {
+    const files: FileHandle[] = [];
+    for (const path of paths) files.push(await open(path, "r"));
+    const units = await Promise.all(files.map(async (file) => Math.floor((await file.stat()).size / pageBytes)));
+    return new Images(files, units);
+  }
+
+  /** Reads everything once, so that contents are found again. */
+  async index(paths: readonly string[], signal: AbortSignal): Promise<void> {
+    let units = 0;
+    for (const [image, path] of paths.entries()) {
+      for (const { start, end } of await dataRanges(path, signal)) {
+        for (let at = start; at < end && units < mostUnits; at += readBytes) {
+          signal.throwIfAborted();
+          const data = await this.#readBytes(image, at, Math.min(readBytes, end - at));
+          for (let offset = 0; offset + pageBytes <= data.length; offset += pageBytes) {
+            const hash = hashOf(data.subarray(offset, offset + pageBytes));
+            if (hash.equals(zeroHash)) continue;
+            const key = hash.toString("latin1");
+            if (!this.#places.has(key)) this.#places.set(key, image * 2 ** 32 + (at + offset) / pageBytes);
+            units++;
+          }
+        }
+      }
+    }
+  }
+
+  find(hash: Buffer): Place | undefined {
+    const place = this.#places.get(hash.toString("latin1"));
+    return place === undefined ? undefined : { image: Math.floor(place / 2 ** 32), unit: place % 2 ** 32 };
+  }
+
+  /** Units from a place on; beyond the image's end there are zeros. */
+  async read({ image, unit }: Place, count: number): Promise<Buffer> {
+    const whole = Buffer.alloc(count * pageBytes);
+    const there = Math.max(0, Math.min(count, (this.#units[image] ?? 0) - unit));
+    if (there > 0) (await this.#readBytes(image, unit * pageBytes, there * pageBytes)).copy(whole);
+    return whole;
+  }
+
+  async close(): Promise<void> {
+    for (const file of this.#files) await file.close();
+  }
+
+  async #readBytes(image: number, offset: number, length: number): Promise<Buffer> {
+    const data = Buffer.allocUnsafe(length);
+    const file = this.#files[image];
+    let filled = 0;
+    while (file !== undefined && filled < length) {
+      const { bytesRead } = await file.read(data, filled, length - filled, offset + filled);
+      if (bytesRead === 0) break;
+      filled += bytesRead;
+    }
+    return data.subarray(0, filled);
+  }
+}
+
+const mapSchema = z.array(z.object({ start: z.int(), length: z.int(), data: z.boolean() }));
+
+/** Where an image may hold something; Node cannot ask the file system itself. */
+async function dataRanges(path: string, signal: AbortSignal): Promise<{ start: number; end: number }[]> {
+  const { stdout } = await run(["qemu-img", "map", "-U", "-f", "raw", "--output=json", path], { timeoutMillis: 60_000, signal });
+  return mapSchema
+    .parse(JSON.parse(stdout))
+    .filter(({ data }) => data)
+    .map(({ start, length }) => ({ start, end: start + length }));
+}

@@ -1,0 +1,135 @@
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { Driver, Guest, Live, LiveArrival, LiveDeparture, LiveRound, Progress } from "../../../provider/hypervisors/types.ts";
+import { openQemuBench } from "./bench.ts";
+
+const progress: Progress = { signal: AbortSignal.timeout(600_000), status: () => undefined };
+/** Counts in memory alone, and says where it is. */
+const counting = "i=0; while true; do i=$((i+1)); echo $i >/dev/shm/count; sleep 0.05; done";
+
+describe("a guest of QEMU that is moved while it runs", () => {
+  let bench: Awaited<ReturnType<typeof openQemuBench>>;
+  let driver: Driver;
+  let live: Live;
+  const guests: Guest[] = [];
+  beforeAll(async () => {
+    bench = await openQemuBench();
+    driver = bench.driver;
+    if (driver.live === undefined) throw new Error("the driver moves nothing live");
+    live = driver.live;
+  });
+  afterEach(async () => {
+    for (const guest of guests.splice(0)) await driver.remove(guest, progress);
+  });
+  afterAll(() => bench.close());
+
+  const shell = async (guest: Guest, script: string) =>
+    (await driver.exec(guest, ["sh", "-c", script], { timeoutMillis: 60_000 })).stdout.trim();
+  /** The file is empty for a moment whenever it is written. */
+  const count = async (guest: Guest) => Number(await shell(guest, 'until c=$(cat /dev/shm/count) && [ -n "$c" ]; do :; done; echo $c'));
+  const boot = async (name: string, changes: Partial<Guest["spec"]> = {}) => {
+    const guest = await bench.guest(name, changes);
+    guests.push(guest);
+    await driver.ensure(guest, progress);
+    await driver.start(guest, progress);
+    await shell(guest, "true");
+    return guest;
+  };
+  /** The same cloudlet as another node would have it. */
+  const elsewhere = async (guest: Guest, name: string): Promise<Guest> => {
+    const directory = join(bench.root, name);
+    await mkdir(directory, { recursive: true });
+    const twin = { ...guest, name: `${guest.name.slice(0, -2)}zz`, directory };
+    guests.push(twin);
+    return twin;
+  };
+  const images = (guest: Guest) => ({ disk: guest.basePath, memory: undefined });
+  const shapeOf = async (guest: Guest) => {
+    const found = await live.shape(guest);
+    if ("impossible" in found) throw new Error(found.impossible);
+    return found.shape;
+  };
+  const pass = async (round: LiveRound, arrival: LiveArrival) => {
+    let bytes = 0;
+    const begun = performance.now();
+    const counted = async function* () {
+      for await (const chunk of round.records) {
+        bytes += chunk.length;
+        yield chunk;
+      }
+    };
+    await arrival.take(counted());
+    return { ...round.stats(), bytes, millis: Math.round(performance.now() - begun) };
+  };
+  const begin = async (guest: Guest, twin: Guest): Promise<{ departure: LiveDeparture; arrival: LiveArrival }> => {
+    const arrival = await live.receive(twin, { shape: await shapeOf(guest), images: images(guest) }, progress);
+    return { departure: await live.depart(guest, images(guest), progress), arrival };
+  };
+
+  it("goes on elsewhere with what is only in its memory, and with its disk", async () => {
+    const guest = await boot("leaves");
+    await shell(
+      guest,
+      `(${counting}) >/dev/null 2>&1 & dd if=/dev/urandom of=/root/first bs=4096 count=500 2>/dev/null; sync; md5sum /root/first`,
+    );
+    const twin = await elsewhere(guest, "arrives");
+    const { departure, arrival } = await begin(guest, twin);
+    console.log("first", await pass(departure.round(progress.signal), arrival));
+    console.log("remaining", await departure.remaining(progress.signal));
+    const written = await shell(
+      guest,
+      "dd if=/dev/urandom of=/root/second bs=4096 count=100 2>/dev/null; sync; md5sum /root/first /root/second",
+    );
+    console.log("second", await pass(departure.round(progress.signal), arrival));
+    console.log("remaining", await departure.remaining(progress.signal));
+    const before = await count(guest);
+    let paused = 0;
+    const last = await pass(
+      departure.last(progress.signal, () => (paused = performance.now())),
+      arrival,
+    );
+    await arrival.finish(progress.signal);
+    console.log("last", last, "paused for", Math.round(performance.now() - paused));
+    await arrival.close();
+    await departure.close();
+    expect(await live.isWaiting(twin)).toBe(true);
+    await driver.start(twin, progress);
+    const after = await count(twin);
+    expect(after).toBeGreaterThanOrEqual(before);
+    expect(after).toBeLessThan(before + 200);
+    await driver.remove(guest, progress);
+    expect(await shell(twin, "echo 3 >/proc/sys/vm/drop_caches; md5sum /root/first /root/second")).toBe(written);
+    await driver.stop(twin, progress);
+    await driver.start(twin, progress);
+    expect(await shell(twin, "md5sum /root/first /root/second")).toBe(written);
+  });
+
+  it("runs on where it is when the move is given up, at any time, and can be moved later", async () => {
+    const guest = await boot("stays");
+    await shell(guest, `(${counting}) >/dev/null 2>&1 &`);
+    for (const until of ["begun", "round", "paused", "last"]) {
+      const twin = await elsewhere(guest, `never-${until}`);
+      const { departure, arrival } = await begin(guest, twin);
+      if (until !== "begun") await pass(departure.round(progress.signal), arrival);
+      if (until === "last")
+        await pass(
+          departure.last(progress.signal, () => undefined),
+          arrival,
+        );
+      if (until === "paused") {
+        const round = departure.last(progress.signal, () => undefined);
+        for await (const _ of round.records) break;
+      }
+      await departure.close();
+      await live.stay(guest);
+      await arrival.close();
+      await driver.remove(twin, progress);
+      const before = await count(guest);
+      await shell(guest, "sleep 0.3");
+      expect(await count(guest), until).toBeGreaterThan(before);
+    }
+    await driver.snapshot(guest, "later", progress);
+    expect(await live.shape(guest)).toMatchObject({ impossible: expect.stringContaining("snapshots") });
+  });
+});
