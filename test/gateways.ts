@@ -2,6 +2,7 @@ import { readdir, readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import type { PulumiFn } from "@pulumi/pulumi/automation/index.js";
+import type { Handoff } from "../provider/agent/handoffProtocol.ts";
 import type * as Hooks from "../provider/doors/dynamic/hooks.ts";
 import type * as Sdk from "../sdk/dynamic/index.ts";
 import type { CloudletArgs, ConnectionArgs, HypervisorArgs } from "../sdk/dynamic/index.ts";
@@ -145,6 +146,12 @@ export class Gateways {
     });
     if (exitCode !== 0) throw new Error(`${command.join(" ")} ended with ${exitCode}: ${stderr}`);
     return stdout;
+  }
+
+  /** What a gateway knows of the cloudlet's moves, through the package's own function. */
+  async handoffs(gateway: GatewayName): Promise<Handoff[]> {
+    const { functions } = createRequire(join(this.stack.directory, "x"))("pulumi-cloudlet/hooks") as typeof Hooks;
+    return functions.handoffs(this.lab.hosts[gateway].connection, "visits/counter");
   }
 
   /** Ends every guest behind the agent's back. */

@@ -67,6 +67,15 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
       await gateways.lab.healBetween("gw1", "gw2");
     }
   });
+
+  it("takes the history of its moves along", async () => {
+    expect(await gateways.handoffs("gw1")).toEqual([]);
+    const [last, ...before] = await gateways.handoffs("gw2");
+    expect(last).toMatchObject({ from: "gw1", to: "gw2", route: "operator", outcome: "moved" });
+    expect(before.map(({ to, outcome }) => `${outcome} to ${to}`)).toEqual(["moved to gw1", "moved to gw2"]);
+    const moments = ["began", "paused", "sealed", "released", "activated", "ended"];
+    expect(last?.events.map(({ type }) => type).filter((type) => moments.includes(type))).toEqual(moments);
+  });
 });
 
 describe("between the kinds", () => {
