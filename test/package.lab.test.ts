@@ -38,9 +38,17 @@ const packSchema = z.array(z.object({ filename: z.string(), files: z.array(z.obj
 it("the package holds what is built, the documentation and nothing else", () => {
   expect(packed).toEqual(expect.arrayContaining(["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "docs/design.md"]));
   expect(packed).toEqual(
-    expect.arrayContaining(["dist/agent.js", "dist/cli.js", "dist/hooks.js", "dist/dynamic.js", "dist/types/sdk/dynamic/index.d.ts"]),
+    expect.arrayContaining([
+      "dist/agent.js",
+      "dist/cli.js",
+      "dist/hooks.js",
+      "dist/flattenProcess.js",
+      "dist/dynamic.js",
+      "dist/types/sdk/dynamic/index.d.ts",
+    ]),
   );
-  const outside = /^(dist\/(agent|cli|hooks|dynamic)\.js|dist\/package\.json|dist\/types\/sdk\/dynamic\/\w+\.d\.ts|docs\/.*\.md)$/;
+  const outside =
+    /^(dist\/(agent|cli|hooks|dynamic|flattenProcess)\.js|dist\/package\.json|dist\/types\/sdk\/dynamic\/\w+\.d\.ts|docs\/.*\.md)$/;
   const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json"];
   expect(packed.filter((path) => !plain.includes(path) && !outside.test(path))).toEqual([]);
 });

@@ -1,14 +1,10 @@
-import { spawn } from "node:child_process";
-import { createReadStream, createWriteStream } from "node:fs";
-import { open } from "node:fs/promises";
+import { createWriteStream } from "node:fs";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
-import { createGunzip } from "node:zlib";
-import { packTree } from "../archive/pack.ts";
-import { readTree, type Source } from "../archive/tree.ts";
 import type { AcquireOptions, LocalBlob } from "../core/context.ts";
 import { CloudletError } from "../core/errors.ts";
 import { keyOf, type Cache } from "./cache.ts";
+import { flatten, type Flattening } from "./flatten.ts";
 import { pullArtefact, type Artefact } from "./registry/artefact.ts";
 import { parseReference } from "./registry/reference.ts";
 import { openRegistry, type Descriptor, type Registry, type RegistryOptions } from "./registry/registry.ts";
@@ -60,15 +56,15 @@ async function rootOf(artefact: Artefact, pull: Pull): Promise<LocalBlob> {
   const known = note && (await cache.find(note.digest));
   if (known) return known;
   return await cache.withDirectory(async (directory) => {
-    const sources: Source[] = [];
+    const layers: Flattening["layers"] = [];
     for (const [index, layer] of artefact.layers.entries()) {
       const path = join(directory, String(index));
       await fetchLayer(layer, path, pull);
-      sources.push({ name: `layer ${layer.digest} of ${registry.label}`, open: await opener(path), whiteouts: index > 0 });
+      layers.push({ name: `layer ${layer.digest} of ${registry.label}`, path });
     }
     options.status(`unpacking ${registry.label}`);
     const root = join(directory, "root.tar");
-    await pipeline(packTree(await readTree(sources), sources), createWriteStream(root, { mode: 0o600 }), { signal: options.signal });
+    await flatten({ layers, target: root }, options.signal);
     const blob = await cache.keep(root);
     await cache.write(key, { digest: blob.digest });
     return blob;
@@ -79,41 +75,4 @@ async function fetchLayer(layer: Descriptor, path: string, { registry, cache, op
   await cache.ensureSpace(layer.size, `${layer.digest} of ${registry.label}`);
   options.status(`pulling ${String(Math.ceil(layer.size / 1024 / 1024))} MiB of ${registry.label}`);
   await pipeline(await registry.blob(layer), createWriteStream(path, { mode: 0o600 }), { signal: options.signal });
-}
-
-/** How the tar in a layer is read, by what its first bytes say. */
-async function opener(path: string): Promise<() => AsyncIterable<Buffer>> {
-  const file = await open(path, "r");
-  const magic = await file.read(Buffer.alloc(4), 0, 4, 0).finally(() => file.close());
-  const hex = magic.buffer.toString("hex");
-  if (hex.startsWith("1f8b")) return () => unzipped(path);
-  if (hex === "28b52ffd") return () => unpacked(path);
-  return () => createReadStream(path) as AsyncIterable<Buffer>;
-}
-
-async function* unzipped(path: string): AsyncGenerator<Buffer> {
-  const gunzip = createGunzip();
-  const fed = pipeline(createReadStream(path), gunzip);
-  // an error of the source shows in what is read from it
-  fed.catch(() => undefined);
-  yield* gunzip as AsyncIterable<Buffer>;
-  await fed;
-}
-
-/** Not every Node has zstd within. */
-async function* unpacked(path: string): AsyncGenerator<Buffer> {
-  const child = spawn("zstd", ["-dc", path], { stdio: ["ignore", "pipe", "ignore"] });
-  const ended = new Promise<void>((resolve, reject) => {
-    child.once("error", (cause) => reject(new CloudletError("UNSUPPORTED", "this machine has no zstd", { cause, fix: "install zstd" })));
-    child.once("close", (code) =>
-      code === 0 ? resolve() : reject(new CloudletError("INTEGRITY", `a layer cannot be decompressed`, { fix: "push it again" })),
-    );
-  });
-  ended.catch(() => undefined);
-  try {
-    yield* child.stdout as AsyncIterable<Buffer>;
-    await ended;
-  } finally {
-    child.kill();
-  }
 }

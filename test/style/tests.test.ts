@@ -28,6 +28,7 @@ const built: { files: RegExp; by: string }[] = [
     by: "test/agent/commission.lab.test.ts",
   },
   { files: /^provider\/(runtime|functions\/\w+)\.ts$/, by: "test/doors/dynamic/lifecycleKvm.lab.test.ts" },
+  { files: /^provider\/local\/flattenProcess\.ts$/, by: "test/local/flatten.lab.test.ts" },
   { files: /^provider\/cli\/main\.ts$/, by: "test/cli/overlay.lab.test.ts" },
   { files: /^provider\/synthesis\/hydrate\//, by: "test/synthesis/hydrate/program.ts" },
   { files: /^provider\/core\/schema\.ts$/, by: "tools/generate.ts" },
