@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { Readable } from "node:stream";
 import type { AgentClient } from "../../provider/agent/clientTypes.ts";
-import type { ImageStatus, InstanceStatus, Offer, OverlayStatus, Verb, VerbArgs } from "../../provider/agent/protocol.ts";
+import type { ImageStatus, InstanceStatus, Login, Offer, OverlayStatus, Verb, VerbArgs } from "../../provider/agent/protocol.ts";
 import type { Context, LocalBlob } from "../../provider/core/context.ts";
 import { CloudletError } from "../../provider/core/errors.ts";
 
@@ -15,6 +15,8 @@ export class FakeNode {
   readonly blobs = new Set<string>();
   readonly images = new Map<string, ImageStatus>();
   readonly overlays = new Map<string, OverlayStatus>();
+  /** What builds were given to log in with. */
+  readonly logins: Login[] = [];
   readonly instances = new Map<string, InstanceStatus>();
   /** Verbs and uploads, in order. */
   readonly calls: string[] = [];
@@ -73,7 +75,8 @@ export class FakeNode {
     return status;
   }
 
-  #build({ name, owner, makings }: VerbArgs<"overlay.build">): OverlayStatus {
+  #build({ name, owner, makings, login }: VerbArgs<"overlay.build">): OverlayStatus {
+    if (login) this.logins.push(login);
     if (!this.blobs.has(makings.base)) throw new CloudletError("NOT_FOUND", "its base is not in the store");
     this.calls.push(`built ${name}`);
     const digest = digestOf(`${this.name} ${String(this.#world.built.size)} ${JSON.stringify(makings)}`);

@@ -187,6 +187,15 @@ describe("an Overlay", () => {
     expect(world.node("gw1").overlays.size).toBe(0);
   });
 
+  it("hands its login to the node, and is neither built again nor shown as changed by another one", async () => {
+    const made = new Declared(overlay);
+    const login = { console: { password: "open sesame" } };
+    await made.up({ ...built("gw1"), login });
+    expect(world.node("gw1").logins).toEqual([{ console: { user: "root", password: "open sesame" } }]);
+    expect(await made.again({ ...built("gw1"), login: { console: { password: "another" } } })).toEqual([]);
+    expect(await made.again(built("gw1"))).toEqual([]);
+  });
+
   it("is taken over, not built again, by another builder; the first keeps nothing", async () => {
     const made = new Declared(overlay);
     const first = await made.up(built("gw1"));

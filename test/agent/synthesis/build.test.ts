@@ -53,6 +53,16 @@ describe("building an overlay", () => {
     await expectNoBuild();
   });
 
+  it("furnishes through the guest agent where that answers, and types nothing on the console", async () => {
+    let typed = false;
+    driver.synthesis.openConsole = () => Promise.reject(new Error(`typed ${String((typed = true))}`));
+    const holder = { name: "app", owner: "p/s" };
+    const ran: string[] = [];
+    driver.exec = (_guest, command) => Promise.resolve({ stdout: "", stderr: "", exitCode: ran.push(command.join(" ")) * 0 });
+    await buildOverlay(agent.services, { ...holder, makings, login: { console: { user: "root" } } }, context());
+    expect({ typed, ran }).toEqual({ typed: false, ran: ["test -e /run/cloudlet.seeded", "sh -c true"] });
+  });
+
   it("is not done again for the same makings, also by somebody else, and at the same time", async () => {
     const [first, second] = await Promise.all([build("app"), build("other")]);
     expect(second.digest).toBe(first.digest);
