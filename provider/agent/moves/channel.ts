@@ -80,8 +80,8 @@ export class MoveChannel {
   }
 
   /** Streams a body, counting what is really sent. */
-  async stream(path: string, body: Readable, signal?: AbortSignal): Promise<void> {
-    const response = await this.#send({ method: "PUT", path, signal }, async (outgoing) => {
+  async stream(path: string, body: Readable, call: Pick<Call, "signal" | "timeoutMillis"> = {}): Promise<void> {
+    const response = await this.#send({ method: "PUT", path, ...call }, async (outgoing) => {
       const counter = this;
       await pipeline(
         body,

@@ -14,7 +14,8 @@ import { commonImages } from "./liveImages.ts";
 import { compressRound } from "./roundCompression.ts";
 
 const empty = z.object({});
-const stayMillis = 120_000;
+/** While the guest stands still, a link that is silent for this long is as good as cut. */
+const pausedSilenceMillis = 10_000;
 const firstLevel = 3;
 /** What a pause takes besides the sending, before the first one was measured: loading, two records on disk each, and the start. */
 const usualPauseMillis = 250;
@@ -150,12 +151,12 @@ class LiveMove {
       stoppedAt = Date.now();
       context.step("paused");
     });
-    const { round } = await this.#send(records, decision.level);
+    const { round } = await this.#send(records, decision.level, pausedSilenceMillis);
     const seal = this.#hash.digest("hex");
-    await channel.json(empty, { method: "POST", path: "/v1/seal", body: { seal }, timeoutMillis: stayMillis, signal: context.signal });
+    await channel.patiently(empty, { method: "POST", path: "/v1/seal", body: { seal }, signal: context.signal });
     context.step("sealed");
     await departure.close();
-    await this.#services.handoffs.note(id, { type: "paused" });
+    await this.#services.handoffs.note(id, { type: "paused" }, stoppedAt);
     await this.#services.handoffs.note(id, { type: "round", round });
     await this.#services.handoffs.note(id, { type: "sealed" });
     const { predictedTotalMillis: totalMillis, predictedDowntimeMillis: downtimeMillis } = decision;
@@ -170,12 +171,15 @@ class LiveMove {
   }
 
   /** Returns once all of it is in place on the target. */
-  async #send(round: LiveRound, level: number): Promise<{ round: Round; compressMillis: number }> {
+  async #send(round: LiveRound, level: number, silenceMillis?: number): Promise<{ round: Round; compressMillis: number }> {
     const { context, channel } = this.#way;
     const [begun, before] = [Date.now(), channel.bytesSent];
     const number = this.#sent++;
     const compressed = compressRound(this.#hashed(round.records), level);
-    await channel.stream(`/v1/rounds/${number}`, compressed.stream, context.signal);
+    await channel.stream(`/v1/rounds/${number}`, compressed.stream, {
+      signal: context.signal,
+      ...(silenceMillis !== undefined && { timeoutMillis: silenceMillis }),
+    });
     const { pages, blocks, rawBytes } = round.stats();
     this.#rawBytes += rawBytes;
     const measured = { pages, blocks, rawBytes, bytes: channel.bytesSent - before, millis: Date.now() - begun, level };

@@ -216,7 +216,7 @@ export class MoveSource {
     for (let { needs } = arrival; needs.some((digest) => !sent.has(digest));) {
       for (const digest of needs) {
         context.status(`sending the ${digest === base.digest ? "base" : overlay === undefined ? "build" : "overlay"} of ${id}`);
-        await channel.stream(`/v1/blobs/${digest}`, createReadStream(await this.#services.store.path(digest)), context.signal);
+        await channel.stream(`/v1/blobs/${digest}`, createReadStream(await this.#services.store.path(digest)), { signal: context.signal });
         sent.add(digest);
       }
       // what else belongs to an overlay shows once its manifest is there
@@ -260,7 +260,7 @@ export class MoveSource {
     if (missing.length === 0) return;
     const wanted = new Set(missing);
     context.status(`sending ${(bytesOf(recipes, wanted) / 1e6).toFixed(1)} MB to ${node}`);
-    await channel.stream("/v1/pieces", compress(allFrames(parts, wanted)), context.signal);
+    await channel.stream("/v1/pieces", compress(allFrames(parts, wanted)), { signal: context.signal });
   }
 
   async #persist(node: string, context: JobContext, attempt: () => Promise<void>): Promise<void> {
