@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
-import { moveReportSchema } from "./handoffProtocol.ts";
+import { budgetSchema, moveReportSchema } from "./handoffProtocol.ts";
 
 /** Raised when a newer provider cannot talk to an older agent; the provider then brings the agent up to date. */
 export const protocolVersion = 1;
@@ -324,6 +324,7 @@ export const verbs = {
       epoch: z.int().describe("Epoch that the target will own."),
       self: z.string(),
       target: moveTargetSchema,
+      budget: budgetSchema.optional().describe("What a live move may cost."),
       route: z.enum(["direct", "operator"]),
       relayPort: z
         .int()

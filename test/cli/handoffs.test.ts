@@ -17,7 +17,7 @@ function live(): Handoff {
     { ...world, linkBytesPerSecond: 1_250_000, writtenBytesPerSecond: 2e6, workingSetBytes: 3e6 },
     { ...defaultBudget, onExceeded: "throttle" },
   );
-  const rounds = outcome.rounds.map(({ dirtyBytes: _, compressMillis: __, ...round }) => ({
+  const rounds = outcome.rounds.map(({ dirtyBytes: _, compressMillis: __, linkMillis: ___, ...round }) => ({
     ...round,
     ...{ rawBytes: Math.round(round.rawBytes), bytes: Math.round(round.bytes), millis: Math.round(round.millis) },
   }));

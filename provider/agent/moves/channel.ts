@@ -28,6 +28,8 @@ export class MoveChannel {
   readonly #id: string;
   readonly #relayPort: number | undefined;
   bytesSent = 0;
+  /** How long bodies have waited for the link, and not for whoever makes them. */
+  linkMillis = 0;
 
   /** With a relay everything goes through that port of this very node. */
   constructor(target: MoveTarget, id: string, relayPort?: number) {
@@ -81,6 +83,7 @@ export class MoveChannel {
 
   /** Streams a body, counting what is really sent. */
   async stream(path: string, body: Readable, call: Pick<Call, "signal" | "timeoutMillis"> = {}): Promise<void> {
+    let written = performance.now();
     const response = await this.#send({ method: "PUT", path, ...call }, async (outgoing) => {
       const counter = this;
       await pipeline(
@@ -88,13 +91,18 @@ export class MoveChannel {
         async function* (chunks: AsyncIterable<Buffer>) {
           for await (const chunk of chunks) {
             counter.bytesSent += chunk.length;
+            const waiting = performance.now();
             yield chunk;
+            counter.linkMillis += performance.now() - waiting;
           }
         },
         outgoing,
       );
+      written = performance.now();
     });
     const text = await textOf(response);
+    // what the kernel had taken was not on the other side yet
+    this.linkMillis += performance.now() - written;
     if ((response.statusCode ?? 0) >= 400) throw remoteError(this.#target.node, response.statusCode ?? 0, text);
   }
 

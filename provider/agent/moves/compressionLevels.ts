@@ -8,8 +8,6 @@ export interface Pace {
     sizeRatio: number;
     /** Uncompressed bytes for each millisecond of a whole processor; undefined = too little to measure. */
     bytesPerMillis: number | undefined;
-    /** Part of the time in which the compression was computing. */
-    busy: number;
   };
 }
 
@@ -38,8 +36,6 @@ const slowest = 0.001;
 const lead = 1.3;
 /** A higher level for less than this is work for nothing. */
 const leastGain = 0.01;
-/** A compression that computes more than this part of the time is what the link waits for. */
-const saturated = 0.85;
 
 /** The lowest level that keeps the compression ahead of the link and saves about what the best such level does. */
 export function chooseLevel(pace: Pace, processor: Processor): number {
@@ -62,11 +58,9 @@ function limitsOf(level: number, { linkBytesPerMillis, sample }: Pace, { share }
   const ratio = sample?.sizeRatio ?? assumed.sizeRatio;
   const sizeRatio = Math.max(leastRatio, 1 - ((1 - ratio) * wanted.saving) / known.saving);
   const alone = sample?.bytesPerMillis ?? assumed.bytesPerMillis * known.speed;
-  // what waited for the processor has not shown what the link can do
-  const waited = sample !== undefined && sample.busy >= saturated * share;
   return {
     compression: ((alone * wanted.speed) / known.speed) * Math.max(leastShare, share),
-    link: (linkBytesPerMillis * (waited ? 2 : 1)) / sizeRatio,
+    link: linkBytesPerMillis / sizeRatio,
   };
 }
 

@@ -3,6 +3,8 @@ import { chooseLevel, paceAt, type Pace, type Processor } from "./compressionLev
 
 /** A round as it was measured. */
 export interface MeasuredRound extends Round {
+  /** How long it waited for the link, and neither for the guest's memory nor for the compression. */
+  linkMillis: number;
   /** Processor time that compressing took. */
   compressMillis: number;
   /** Uncompressed bytes of what the guest had changed when it ended; of one under way, has changed so far, or 0. */
@@ -41,6 +43,8 @@ const worthwhile = { part: 0.25, millis: 50 };
 /** A guest that is slowed down further than this would seem to stand still. */
 const mostThrottle = 95;
 const leastThrottleStep = 20;
+/** A link that was never waited for is at least so much faster than what came. */
+const unseenLink = 20;
 /** What a round must have taken so that its speed says something about the rest of it. */
 const tellingMillis = 3_000;
 
@@ -223,12 +227,11 @@ function paceOf({ rounds, current, linkBytesPerSecond }: Measurements): Pace | u
   if (last === undefined) return linkBytesPerSecond === undefined ? undefined : { linkBytesPerMillis: linkBytesPerSecond / 1000 };
   const sum = (of: (round: MeasuredRound) => number): number => recent.reduce((total, round) => total + of(round), 0);
   return {
-    linkBytesPerMillis: sum(({ bytes }) => bytes) / sum(({ millis }) => millis),
+    linkBytesPerMillis: sum(({ bytes }) => bytes) / sum(({ linkMillis, millis }) => Math.max(linkMillis, millis / unseenLink)),
     sample: {
       level: last.level,
       sizeRatio: last.bytes / Math.max(1, last.rawBytes),
       bytesPerMillis: last.compressMillis > 0 ? last.rawBytes / last.compressMillis : undefined,
-      busy: last.compressMillis / last.millis,
     },
   };
 }

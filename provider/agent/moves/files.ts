@@ -2,7 +2,7 @@ import { mkdir, rm, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "../durable.ts";
-import { moveReportSchema } from "../handoffProtocol.ts";
+import { budgetSchema, moveReportSchema } from "../handoffProtocol.ts";
 import { digestSchema, guestName, jobErrorSchema, moveTargetSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
@@ -14,6 +14,7 @@ const departureSchema = z.object({
   route: moveReportSchema.shape.route,
   seal: digestSchema.optional(),
   mode: z.enum(["cold", "state", "live"]),
+  budget: budgetSchema.optional(),
   beganAt: z.number(),
   stoppedAt: z.number().optional(),
   endedAt: z.number().optional(),

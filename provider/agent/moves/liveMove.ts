@@ -3,19 +3,21 @@ import { cpus } from "node:os";
 import { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Live, LiveDeparture, LiveRound } from "../../hypervisors/types.ts";
-import { defaultBudget, type Budget, type Decision, type Round } from "../handoffProtocol.ts";
+import type { Budget, Decision, Round } from "../handoffProtocol.ts";
 import type { Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
 import type { Services } from "../services.ts";
 import type { MoveChannel } from "./channel.ts";
-import { decide, type MeasuredRound } from "./controller.ts";
+import { decide, type MeasuredRound, type Measurements } from "./controller.ts";
 import type { Departure } from "./files.ts";
 import { commonImages } from "./liveImages.ts";
+import { progressText } from "./progress.ts";
 import { compressRound } from "./roundCompression.ts";
 
 const empty = z.object({});
 /** While the guest stands still, a link that is silent for this long is as good as cut. */
 const pausedSilenceMillis = 10_000;
+const lookMillis = 1_000;
 const firstLevel = 3;
 /** What a pause takes besides the sending, before the first one was measured: loading, two records on disk each, and the start. */
 const usualPauseMillis = 250;
@@ -23,6 +25,9 @@ const usualPauseMillis = 250;
 interface Way {
   channel: MoveChannel;
   context: JobContext;
+  budget: Budget;
+  /** The target's name, for messages. */
+  node: string;
 }
 
 export type LiveResult = Required<Pick<Departure, "seal" | "bytesSent" | "bytesTotal" | "stoppedAt" | "rounds">> &
@@ -75,16 +80,21 @@ class LiveMove {
   readonly #hash: Hash = createHash("sha256");
   readonly #rounds: MeasuredRound[] = [];
   readonly #beganAt = Date.now();
-  readonly #budget: Budget;
   #departure: LiveDeparture | undefined;
   #throttle = 0;
+  #idleProcessors = 0;
+  /** Rounds that were begun. */
+  #sent = 0;
+  /** Of the rounds that have ended, on the wire. */
+  #bytes = 0;
+  /** Uncompressed bytes that the next round sends at least. */
+  #remaining = 0;
   #rawBytes = 0;
 
   constructor(services: Services, parts: { opened: Opened; live: Live }, way: Way) {
     this.#services = services;
     this.#parts = parts;
     this.#way = way;
-    this.#budget = defaultBudget;
   }
 
   async run(): Promise<LiveResult> {
@@ -98,10 +108,7 @@ class LiveMove {
       await this.#slowDown(departure, decision.throttlePercent);
       decision = await this.#round(departure, decision.level);
     }
-    if (decision.action === "abort")
-      throw new CloudletError("REFUSED", `${opened.record.spec.id} was not moved: ${decision.reason}`, {
-        fix: "allow more with handoff, or move it when it is less busy",
-      });
+    if (decision.action === "abort") throw this.#refusal(decision.reason);
     return this.#last(departure, decision);
   }
 
@@ -119,25 +126,14 @@ class LiveMove {
     const { context } = this.#way;
     const { id } = opened.record.spec;
     const number = this.#rounds.length;
-    context.status(`round ${number + 1} of ${id}: sending ${number === 0 ? "all that differs" : "what has changed"}`);
-    const busy = processorTimes();
-    const { round, compressMillis } = await this.#send(departure.round(context.signal), level);
-    const idleProcessors = idleSince(busy);
+    const measured = await this.#send((signal) => departure.round(signal), level);
     const remaining = await departure.remaining(context.signal);
-    this.#rounds.push({ ...round, compressMillis, dirtyBytes: remaining.memoryBytes + remaining.diskBytes });
-    await this.#services.handoffs.note(id, { type: "round", round });
-    const decision = decide(this.#budget, {
-      elapsedMillis: Date.now() - this.#beganAt,
-      rounds: this.#rounds,
-      remaining,
-      idleProcessors,
-      throttlePercent: this.#throttle,
-      pauseMillis: usualPauseMillis,
-    });
+    this.#remaining = remaining.memoryBytes + remaining.diskBytes;
+    this.#rounds.push({ ...measured, dirtyBytes: this.#remaining });
+    await this.#services.handoffs.note(id, { type: "round", round: withoutMeasures(measured) });
+    const decision = this.#decide(remaining);
     await this.#services.handoffs.note(id, { type: "decided", decision });
-    context.status(
-      `round ${number + 1} of ${id}: ${(round.bytes / 1e6).toFixed(1)} MB in ${(round.millis / 1000).toFixed(1)} s; ${decision.reason}`,
-    );
+    context.status(`${this.#progress(0, decision)}: ${decision.reason}`);
     context.step(`round${number + 1}`);
     return decision;
   }
@@ -151,7 +147,7 @@ class LiveMove {
       stoppedAt = Date.now();
       context.step("paused");
     });
-    const { round } = await this.#send(records, decision.level, pausedSilenceMillis);
+    const round = withoutMeasures(await this.#send(() => records, decision.level, pausedSilenceMillis));
     const seal = this.#hash.digest("hex");
     await channel.patiently(empty, { method: "POST", path: "/v1/seal", body: { seal }, signal: context.signal });
     context.step("sealed");
@@ -170,23 +166,84 @@ class LiveMove {
     };
   }
 
-  /** Returns once all of it is in place on the target. */
-  async #send(round: LiveRound, level: number, silenceMillis?: number): Promise<{ round: Round; compressMillis: number }> {
+  /** Returns once all of it is in place on the target; the time that a budget allows may run out before. */
+  async #send(open: (signal: AbortSignal) => LiveRound, level: number, silenceMillis?: number): Promise<MeasuredRound> {
     const { context, channel } = this.#way;
-    const [begun, before] = [Date.now(), channel.bytesSent];
-    const number = this.#sent++;
+    const ending = new AbortController();
+    const cancel = (): void => ending.abort();
+    context.signal.addEventListener("abort", cancel);
+    if (context.signal.aborted) cancel();
+    const round = open(ending.signal);
     const compressed = compressRound(this.#hashed(round.records), level);
-    await channel.stream(`/v1/rounds/${number}`, compressed.stream, {
-      signal: context.signal,
-      ...(silenceMillis !== undefined && { timeoutMillis: silenceMillis }),
+    const [begun, bytes, linkMillis, busy] = [Date.now(), channel.bytesSent, channel.linkMillis, processorTimes()];
+    const measure = (): MeasuredRound => ({
+      ...round.stats(),
+      bytes: channel.bytesSent - bytes,
+      millis: Date.now() - begun,
+      level,
+      throttlePercent: this.#throttle,
+      compressMillis: compressed.processorMillis(),
+      linkMillis: Math.round(channel.linkMillis - linkMillis),
+      dirtyBytes: 0,
     });
-    const { pages, blocks, rawBytes } = round.stats();
-    this.#rawBytes += rawBytes;
-    const measured = { pages, blocks, rawBytes, bytes: channel.bytesSent - before, millis: Date.now() - begun, level };
-    return { round: { ...measured, throttlePercent: this.#throttle }, compressMillis: compressed.processorMillis() };
+    let late: Decision | undefined;
+    const timer = setInterval(() => {
+      const current = measure();
+      const left = Math.max(0, this.#remaining - current.rawBytes);
+      const decision = this.#decide({ memoryBytes: left, diskBytes: 0 }, current);
+      context.status(this.#progress(current.bytes, this.#rounds.length > 0 ? decision : undefined));
+      if (decision.action !== "abort") return;
+      late = decision;
+      cancel();
+    }, lookMillis);
+    try {
+      await channel.stream(`/v1/rounds/${this.#sent++}`, compressed.stream, {
+        signal: ending.signal,
+        ...(silenceMillis !== undefined && { timeoutMillis: silenceMillis }),
+      });
+    } catch (error) {
+      throw late === undefined ? error : this.#refusal(late.reason);
+    } finally {
+      clearInterval(timer);
+      context.signal.removeEventListener("abort", cancel);
+    }
+    this.#idleProcessors = idleSince(busy);
+    const measured = measure();
+    this.#rawBytes += measured.rawBytes;
+    this.#bytes += measured.bytes;
+    return measured;
   }
 
-  #sent = 0;
+  #decide(remaining: Measurements["remaining"], current?: MeasuredRound): Decision {
+    return decide(this.#way.budget, {
+      elapsedMillis: Date.now() - this.#beganAt,
+      rounds: this.#rounds,
+      current,
+      remaining,
+      idleProcessors: this.#idleProcessors,
+      throttlePercent: this.#throttle,
+      pauseMillis: usualPauseMillis,
+    });
+  }
+
+  /** `bytes`: of the round that is under way. */
+  #progress(bytes: number, expected: Decision | undefined): string {
+    const [round, elapsedMillis] = [this.#sent, Date.now() - this.#beganAt];
+    return progressText({
+      id: this.#parts.opened.record.spec.id,
+      to: this.#way.node,
+      round,
+      bytes: this.#bytes + bytes,
+      elapsedMillis,
+      expected,
+    });
+  }
+
+  #refusal(reason: string): CloudletError {
+    return new CloudletError("REFUSED", `${this.#parts.opened.record.spec.id} was not moved: ${reason}`, {
+      fix: "allow more with `handoff`, or move it when it is less busy",
+    });
+  }
 
   async *#hashed(records: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
     for await (const chunk of records) {
@@ -202,7 +259,7 @@ class LiveMove {
   }
 }
 
-function withoutMeasures({ compressMillis: _, dirtyBytes: __, ...round }: MeasuredRound): Round {
+function withoutMeasures({ compressMillis: _, dirtyBytes: __, linkMillis: ___, ...round }: MeasuredRound): Round {
   return round;
 }
 

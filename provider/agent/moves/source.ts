@@ -4,7 +4,7 @@ import { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { bringTo, guestOf, imagesOf, type Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
-import type { MoveReport } from "../handoffProtocol.ts";
+import { defaultBudget, type MoveReport } from "../handoffProtocol.ts";
 import type { VerbArgs } from "../protocol.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
@@ -148,6 +148,7 @@ export class MoveSource {
       beganAt: Date.now(),
       bytesSent: 0,
       bytesTotal: 0,
+      ...(args.budget && { budget: args.budget }),
     };
     // a relay ends with its operator, so what is written down is always the direct way
     const departure: Departure = { ...fresh, ...before, target: args.target, route: args.route };
@@ -191,7 +192,11 @@ export class MoveSource {
   /** The guest is still here and does not run any more, and the target has sealed its copy. */
   async #hand(opened: Opened, departure: Departure, way: Way): Promise<Partial<Departure>> {
     if (departure.mode === "live") {
-      const sent = await moveLive(this.#services, opened, way);
+      const sent = await moveLive(this.#services, opened, {
+        ...way,
+        budget: departure.budget ?? defaultBudget,
+        node: departure.target.node,
+      });
       if (!("notLive" in sent)) return sent;
       way.context.status(`${opened.record.spec.id} is moved while it is stopped: ${sent.notLive}`);
     }

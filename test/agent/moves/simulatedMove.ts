@@ -55,7 +55,9 @@ function sent(world: World, bytes: number, { level, throttlePercent }: Decision)
   const compressMillis = (1000 * bytes) / (world.compressBytesPerSecond * (speeds[level] ?? 1));
   const share = Math.min(1, Math.max(0.05, world.idleProcessors));
   const wire = bytes * world.sizeRatio;
-  const millis = Math.max(1, compressMillis / share, (1000 * wire) / world.linkBytesPerSecond);
+  const onLink = (1000 * wire) / world.linkBytesPerSecond;
+  const millis = Math.max(1, compressMillis / share, onLink);
+  const linkMillis = millis > onLink ? 0 : millis;
   const written = world.writtenBytesPerSecond * (millis / 1000) * (1 - throttlePercent / 100);
   const dirtyBytes = world.workingSetBytes * (1 - Math.exp(-written / world.workingSetBytes));
   return {
@@ -67,6 +69,7 @@ function sent(world: World, bytes: number, { level, throttlePercent }: Decision)
     level,
     throttlePercent,
     compressMillis,
+    linkMillis,
     dirtyBytes,
   };
 }
@@ -75,7 +78,7 @@ function sent(world: World, bytes: number, { level, throttlePercent }: Decision)
 export function measurements(rounds: [number, number, number, number][], rest: Partial<Measurements> = {}): Measurements {
   const measured = rounds.map(([rawBytes, bytes, millis, dirtyBytes]) => ({
     ...{ pages: Math.ceil(rawBytes / 4096), blocks: 0, rawBytes, bytes, millis, dirtyBytes },
-    ...{ level: 3, throttlePercent: 0, compressMillis: rawBytes / 100_000 },
+    ...{ level: 3, throttlePercent: 0, compressMillis: rawBytes / 100_000, linkMillis: millis },
   }));
   const elapsedMillis = measured.reduce((sum, { millis }) => sum + millis, 0);
   const remaining = { memoryBytes: measured.at(-1)?.dirtyBytes ?? 0, diskBytes: 0 };
