@@ -2,12 +2,22 @@ import { type ImageIndex, zeroBlock } from "./blockIndex.ts";
 import { type ImageName, imageNames } from "./layerFiles.ts";
 import type { Touch } from "./sealTypes.ts";
 
-/** The order of the pack's blocks: those that are touched first, first touch first, then the others as they are numbered. */
+export interface BlockOrder {
+  order: Uint32Array;
+  /** How many blocks at the beginning are touched before the first answer. */
+  touchedBlocks: number;
+  /** How many blocks at the end are dense. */
+  denseBlocks: number;
+}
+
+/**
+ * The order of the pack's blocks: those that are touched first, first touch first; then the others as they are numbered,
+ * dense ones last. What nobody saw being touched, and is touched all the same, is code and tables rather than media.
+ */
 export function orderBlocks(
   images: Partial<Record<ImageName, ImageIndex>>,
-  count: number,
-  touched: readonly Touch[],
-): { order: Uint32Array; touchedBlocks: number } {
+  { count, touched, dense }: { count: number; touched: readonly Touch[]; dense: Uint8Array },
+): BlockOrder {
   const order = new Uint32Array(count);
   const placed = new Uint8Array(count);
   let next = 0;
@@ -19,8 +29,10 @@ export function orderBlocks(
     order[next++] = stored;
   }
   const touchedBlocks = next;
-  for (let block = 0; block < count; block++) if (placed[block] === 0) order[next++] = block;
-  return { order, touchedBlocks };
+  for (let block = 0; block < count; block++) if (placed[block] === 0 && dense[block] !== 1) order[next++] = block;
+  const denseBlocks = count - next;
+  for (let block = 0; block < count; block++) if (placed[block] === 0 && dense[block] === 1) order[next++] = block;
+  return { order, touchedBlocks, denseBlocks };
 }
 
 /** The images' indexes with the pack's blocks numbered by their place in `order`. */

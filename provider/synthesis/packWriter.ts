@@ -6,22 +6,21 @@ import { type BlockSource, readBlocks } from "./blockReader.ts";
 import { type Chunk, type Manifest, blockBytes } from "./manifest.ts";
 import type { Progress, SealInput } from "./sealTypes.ts";
 import { Compression, type Effort } from "./compression.ts";
+import type { BlockOrder } from "./packPlan.ts";
 
-/** What goes into a pack, in this order: the files, the blocks that are touched first, all others. */
-export interface PackContent {
+/** What goes into a pack, in this order: the files, then the blocks. */
+export interface PackContent extends BlockOrder {
   files: SealInput["files"];
   blocks: BlockSource;
-  order: Uint32Array;
-  touchedBlocks: number;
   effort: Effort;
 }
 
 export type WrittenPack = Pick<Manifest, "pack" | "files">;
 
 const fileChunkBytes = 4 * 1024 * 1024;
-// small ones: a guest waits for them one after the other
-const touchedChunkBlocks = 128;
-const chunkBlocks = 512;
+// a guest waits for one after the other, so they should be small once compressed; larger ones where that makes all of it smaller
+const smallChunkBlocks = 128;
+const largeChunkBlocks = 512;
 const batchBytes = 8 * 1024 * 1024;
 const processes = 2;
 
@@ -56,7 +55,7 @@ export async function writePack(content: PackContent, target: string, progress: 
   }
 }
 
-function partsOf({ order, touchedBlocks }: PackContent, files: { bytes: number }[]): Part[] {
+function partsOf({ order, touchedBlocks, denseBlocks }: PackContent, files: { bytes: number }[]): Part[] {
   const parts: Part[] = [];
   for (const [file, { bytes }] of files.entries()) {
     for (let offset = 0; offset < bytes; offset += fileChunkBytes) {
@@ -69,8 +68,10 @@ function partsOf({ order, touchedBlocks }: PackContent, files: { bytes: number }
       parts.push({ from, to, bytes: (to - from) * blockBytes });
     }
   };
-  cut(0, touchedBlocks, touchedChunkBlocks);
-  cut(touchedBlocks, order.length, chunkBlocks);
+  const dense = order.length - denseBlocks;
+  cut(0, touchedBlocks, smallChunkBlocks);
+  cut(touchedBlocks, dense, largeChunkBlocks);
+  cut(dense, order.length, smallChunkBlocks);
   return parts;
 }
 

@@ -5,6 +5,7 @@ import { syncFile } from "../agent/durable.ts";
 import { CloudletError } from "../core/errors.ts";
 import { type ImageIndex, encodeIndex } from "./blockIndex.ts";
 import { BlockTable } from "./blockTable.ts";
+import { findDense } from "./density.ts";
 import { type ImageName, imageNames } from "./layerFiles.ts";
 import { type Manifest, blockBytes } from "./manifest.ts";
 import { parseManifest } from "./manifestCheck.ts";
@@ -57,11 +58,12 @@ export async function writeOverlay(writing: Writing, directory: string, progress
   const paths = { manifest: path.join(directory, "manifest"), index: path.join(directory, "index"), pack: path.join(directory, "pack") };
   await mkdir(directory, { recursive: true, mode: 0o700 });
   try {
-    const { order, touchedBlocks } = orderBlocks(writing.images, writing.count, writing.touched);
-    progress.status(`compressing ${String(Math.ceil((order.length * blockBytes) / 1024 ** 2))} MiB`);
-    const { files, blocks, effort } = writing;
-    const written = await writePack({ files, blocks, order, touchedBlocks, effort }, paths.pack, progress);
-    const images = renumber(writing.images, order);
+    const { files, blocks, effort, count, touched } = writing;
+    progress.status(`compressing ${String(Math.ceil((count * blockBytes) / 1024 ** 2))} MiB`);
+    const dense = effort === "small" ? await findDense(blocks, count, progress.signal) : new Uint8Array(count);
+    const ordered = orderBlocks(writing.images, { count, touched, dense });
+    const written = await writePack({ files, blocks, effort, ...ordered }, paths.pack, progress);
+    const images = renumber(writing.images, ordered.order);
     const index = await writeIndex(paths.index, images, progress.signal);
     const text = JSON.stringify({ format: "cloudlet-overlay/1", ...writing.about, index, ...written });
     const manifest = parseManifest(text);

@@ -83,6 +83,8 @@ export class FakeWorks implements Works {
     return Promise.resolve();
   }
 
+  readonly watchMillis = 10;
+
   touched(): Promise<Touch[]> {
     return Promise.resolve(this.touches);
   }

@@ -18,8 +18,6 @@ import { furnish } from "./furnish.ts";
 import { builtBefore, keepOverlay } from "./overlays.ts";
 
 const mib = 1024 * 1024;
-/** How long a guest without a readiness check is watched for what it reads first. */
-const settleMillis = 2_000;
 
 interface Build {
   services: Services;
@@ -137,7 +135,9 @@ async function packTried({ services, makings, key, context }: Build, draft: stri
     await services.starts.run(makings.resources, context, async () => {
       await driver.synthesis?.resume(guest, origin, context);
       const missing = async (): Promise<string | undefined> => ((await layers.hydration(draft)) ? undefined : "the process that serves it");
-      await whileItRuns(trial, { context, missing }, (running) => untilRead(trial, makings, running));
+      await whileItRuns(trial, { context, missing }, (running) =>
+        untilRead(trial, { ready: makings.ready, watchMillis: works.watchMillis }, running),
+      );
     });
     await layers.endRecording(draft);
     const touched = await works.touched(order);
@@ -161,10 +161,14 @@ async function packTried({ services, makings, key, context }: Build, draft: stri
   );
 }
 
-async function untilRead({ driver, guest, record }: BuildGuest, { ready }: Makings, { signal }: JobContext): Promise<void> {
+async function untilRead(
+  { driver, guest, record }: BuildGuest,
+  { ready, watchMillis }: { ready: Makings["ready"]; watchMillis: number },
+  { signal }: JobContext,
+): Promise<void> {
   const log = (lines: number): Promise<string> => driver.log(guest, lines);
   await waitReady({ id: record.spec.id, address: record.network.address, ready, log }, signal);
-  if (ready.tcp === undefined && ready.http === undefined) await sleep(settleMillis, undefined, { signal });
+  await sleep(watchMillis, undefined, { signal });
 }
 
 async function buildContainer(build: Build): Promise<string> {

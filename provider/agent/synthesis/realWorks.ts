@@ -52,4 +52,5 @@ export const works: Works = {
   async touched(record) {
     return (await readJson(record, touchesSchema)) ?? [];
   },
+  watchMillis: 3_000,
 };

@@ -45,4 +45,6 @@ export interface Works {
   hydration(directory: string): Promise<Hydration | undefined>;
   stopHydrator(directory: string): Promise<void>;
   touched(record: string): Promise<Touch[]>;
+  /** How long a trial's guest is watched beyond its first answer: on a slow link other things become due before that. */
+  readonly watchMillis: number;
 }
