@@ -63,6 +63,19 @@ describe("an overlay over a base without cloud-init and guest agent", () => {
     expect(said).not.toContain(privateKey.split("\n")[2]);
   });
 
+  it("is furnished over SSH in a guest that goes on from saved memory, with a network of another time", async () => {
+    const login = { ssh: { user: "root", port: 22, privateKey } };
+    const { digest: parent } = await bench
+      .client("gw1")
+      .run("overlay.build", { name: "below", owner, makings: { ...makings(), userData: "ssh" }, login });
+    const script = '[ "$(cat /etc/app/name)" = other ] && [ "$NAME" = recogniser ]';
+    const files = [{ path: "/etc/app/name", content: Buffer.from("other").toString("base64"), mode: 0o644 }];
+    const above = await bench
+      .client("gw1")
+      .run("overlay.build", { name: "above", owner, makings: { ...makings(), parent, script, files }, login });
+    expect(above.parent).toBe(parent);
+  });
+
   it("is furnished over the serial console", async () => {
     await expectFurnished("console", { console: { user: "root", password } });
     expect(await bench.gateways.lab.hosts.gw1.run(`cat ${paths.root}/jobs/* ${paths.log}; true`)).not.toContain(password);
