@@ -3,7 +3,7 @@ import { cpus } from "node:os";
 import { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Live, LiveDeparture, LiveRound } from "../../hypervisors/types.ts";
-import type { Budget, Decision, Round } from "../handoffProtocol.ts";
+import type { Budget, Decision, MoveReport, Round } from "../handoffProtocol.ts";
 import type { Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
 import type { Services } from "../services.ts";
@@ -19,13 +19,15 @@ const empty = z.object({});
 const pausedSilenceMillis = 10_000;
 const lookMillis = 1_000;
 const firstLevel = 3;
-/** What a pause takes besides the sending, before the first one was measured: loading, two records on disk each, and the start. */
+/** What a pause takes besides the sending, where none was measured yet: loading, two records on disk each, and the start. */
 const usualPauseMillis = 250;
+const mostPauseMillis = 1_000;
 
 interface Way {
   channel: MoveChannel;
   context: JobContext;
   budget: Budget;
+  beganAt: number;
   /** The target's name, for messages. */
   node: string;
 }
@@ -79,7 +81,7 @@ class LiveMove {
   readonly #way: Way;
   readonly #hash: Hash = createHash("sha256");
   readonly #rounds: MeasuredRound[] = [];
-  readonly #beganAt = Date.now();
+  readonly #pauseMillis: number;
   #departure: LiveDeparture | undefined;
   #throttle = 0;
   #idleProcessors = 0;
@@ -95,6 +97,7 @@ class LiveMove {
     this.#services = services;
     this.#parts = parts;
     this.#way = way;
+    this.#pauseMillis = pauseOf(parts.opened.record.lastMove);
   }
 
   async run(): Promise<LiveResult> {
@@ -216,19 +219,19 @@ class LiveMove {
 
   #decide(remaining: Measurements["remaining"], current?: MeasuredRound): Decision {
     return decide(this.#way.budget, {
-      elapsedMillis: Date.now() - this.#beganAt,
+      elapsedMillis: Date.now() - this.#way.beganAt,
       rounds: this.#rounds,
       current,
       remaining,
       idleProcessors: this.#idleProcessors,
       throttlePercent: this.#throttle,
-      pauseMillis: usualPauseMillis,
+      pauseMillis: this.#pauseMillis,
     });
   }
 
   /** `bytes`: of the round that is under way. */
   #progress(bytes: number, expected: Decision | undefined): string {
-    const [round, elapsedMillis] = [this.#sent, Date.now() - this.#beganAt];
+    const [round, elapsedMillis] = [this.#sent, Date.now() - this.#way.beganAt];
     return progressText({
       id: this.#parts.opened.record.spec.id,
       to: this.#way.node,
@@ -261,6 +264,14 @@ class LiveMove {
 
 function withoutMeasures({ compressMillis: _, dirtyBytes: __, linkMillis: ___, ...round }: MeasuredRound): Round {
   return round;
+}
+
+/** Half of it as the last move of this very cloudlet has shown it: one that met a busy node must not stand for all. */
+function pauseOf(last: MoveReport | undefined): number {
+  const sending = last?.mode === "live" ? last.rounds?.at(-1)?.millis : undefined;
+  if (last === undefined || sending === undefined) return usualPauseMillis;
+  const measured = Math.min(mostPauseMillis, Math.max(0, last.downtimeMillis - sending));
+  return (usualPauseMillis + measured) / 2;
 }
 
 function processorTimes(): { idle: number; at: number } {

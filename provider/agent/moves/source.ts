@@ -195,6 +195,7 @@ export class MoveSource {
       const sent = await moveLive(this.#services, opened, {
         ...way,
         budget: departure.budget ?? defaultBudget,
+        beganAt: departure.beganAt,
         node: departure.target.node,
       });
       if (!("notLive" in sent)) return sent;
