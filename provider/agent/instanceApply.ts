@@ -51,6 +51,18 @@ export async function applyInstance(services: Services, args: VerbArgs<"instance
   return status;
 }
 
+/** Those that an overlay's coming was begun with may have expired, or have led through an operator who is gone. */
+export async function takeOffers(
+  services: Services,
+  { spec, offers = [] }: { spec: InstanceSpec; offers?: readonly Offer[] | undefined },
+  context: JobContext,
+): Promise<void> {
+  const record = await services.records.read(spec.id);
+  const same = record?.spec.owner === spec.owner && record.synthesis?.overlay === spec.overlay?.digest;
+  if (record?.synthesis?.hydrating !== true || !same || offers.length === 0) return;
+  await services.layers.arrive(record.synthesis.overlay, offers, context);
+}
+
 interface Work extends Opened {
   wasPending: boolean;
   /** Where the guest is to be made from an overlay. */
@@ -267,8 +279,7 @@ async function makeGuest(services: Services, work: Work, context: JobContext): P
   if (!present) await services.records.write(making);
   // a guest that only begins to read what it stands on is let be
   if (record.synthesis?.hydrating === true) {
-    // those that it was begun with may have expired, or have led through an operator who is gone
-    if (work.offers.length > 0) await services.layers.arrive(record.synthesis.overlay, work.offers, context);
+    await takeOffers(services, { spec: record.spec, offers: work.offers }, context);
     return { ...record, restartPending: false };
   }
   context.status(`${present ? "updating" : "making"} ${id}`);

@@ -25,6 +25,8 @@ export interface JobWork {
   verb: string;
   /** What the job touches: jobs that share a key run one after the other. */
   keys: string[];
+  /** Done before it waits for its turn. */
+  first?(context: JobContext): Promise<void>;
   perform(context: JobContext): Promise<unknown>;
 }
 
@@ -141,6 +143,7 @@ export class Jobs {
     };
     record({ type: "begun", verb: work.verb });
     try {
+      await work.first?.(context);
       const held = work.keys.find((key) => this.#options.lock.isHeld(key));
       if (held !== undefined) context.status(`waiting for another operation on ${held}`);
       const result = await this.#options.lock.run(work.keys, () => work.perform(context), job.abort.signal);

@@ -1,5 +1,5 @@
 import { CloudletError } from "../core/errors.ts";
-import { applyInstance, removeInstance } from "./instanceApply.ts";
+import { applyInstance, removeInstance, takeOffers } from "./instanceApply.ts";
 import { bringTo, instanceStatus, openOwned } from "./instances.ts";
 import type { JobContext, JobWork } from "./jobs.ts";
 import { verbs } from "./protocol.ts";
@@ -13,6 +13,8 @@ import { keepOverlay, releaseOverlay, verifyOverlay } from "./synthesis/overlays
 export interface VerbHandler<V extends Verb> {
   /** What it touches: verbs that share a key run one after the other. */
   keys(args: VerbArgs<V>): string[];
+  /** What those before it may be waiting for. */
+  first?(services: Services, args: VerbArgs<V>, context: JobContext): Promise<void>;
   perform(services: Services, args: VerbArgs<V>, context: JobContext): Promise<VerbResult<V>>;
 }
 
@@ -35,6 +37,7 @@ export const verbTable: VerbTable = {
   },
   "instance.apply": {
     keys: ({ spec }) => [`instance:${spec.id}`, ...spec.volumes.map(({ id }) => `volume:${id}`)],
+    first: takeOffers,
     perform: applyInstance,
   },
   "instance.remove": {
@@ -135,7 +138,12 @@ function typedWork<V extends Verb>(services: Services, table: VerbTable, { verb,
   }
   // the schema of this very verb has just accepted them
   const checked = parsed.data as VerbArgs<V>;
-  return { verb, keys: handler.keys(checked), perform: (context) => handler.perform(services, checked, context) };
+  return {
+    verb,
+    keys: handler.keys(checked),
+    first: async (context) => handler.first?.(services, checked, context),
+    perform: (context) => handler.perform(services, checked, context),
+  };
 }
 
 async function present(services: Services, id: string): Promise<InstanceStatus> {

@@ -47,6 +47,19 @@ describe("a job", () => {
     expect(events.at(-1)).toMatchObject({ result: { answer: 42 } });
   });
 
+  it("does what comes first before it waits for its turn", async () => {
+    const jobs = open();
+    const gate = openGate();
+    jobs.start(
+      "a",
+      work(() => gate.promise, ["x"]),
+    );
+    // what the one before it waits for
+    const first = (): Promise<void> => Promise.resolve(gate.resolve());
+    jobs.start("b", { ...work(() => Promise.resolve("second"), ["x"]), first });
+    expect((await eventsOf(jobs, "b")).at(-1)).toMatchObject({ type: "done", result: "second" });
+  });
+
   it("is attached to, not started twice, while it runs", async () => {
     const jobs = open();
     const gate = openGate();

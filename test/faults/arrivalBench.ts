@@ -70,10 +70,10 @@ export class ArrivalBench {
     for (const deadline = Date.now() + phaseMillis; !(await this.#reached(phase)); await sleep(5)) {
       if (ended !== undefined || Date.now() > deadline)
         throw new Error(`the phase "${phase}" did not come: ${ended ?? "nothing happened"}`);
-      // what is read before the first reply is there by now; without this, the rest might be, too
-      if (!this.#slow && phases[phase] === "answered" && this.#share() > 0.85) {
+      // most of what is read before the first reply is there by now; without this, all the rest might be, too
+      if (!this.#slow && phases[phase] === "answered" && this.#share() > 0.7) {
         this.#slow = true;
-        await this.lab.shape("gw1", { mbit: 2 });
+        await this.lab.shape("gw1", { mbit: 8 });
       }
     }
   }
