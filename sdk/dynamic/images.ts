@@ -93,9 +93,13 @@ export function sourcesInput(base: unknown, overlay: unknown): { sources?: pulum
   return all.length === 0 ? {} : { sources: pulumi.all(all).apply((lists) => lists.flat()) };
 }
 
-/** What a cloudlet takes from the overlay that it is given. */
-export function overlayInputs(overlay: Overlay | pulumi.Input<{ digest: pulumi.Input<string> }> | undefined): object {
-  if (!(overlay instanceof Overlay)) return overlay === undefined ? {} : { overlay };
+/** What a cloudlet takes from the overlay that it is given, or else from its base's saved memory. */
+export function overlayInputs(
+  overlay: Overlay | pulumi.Input<{ digest: pulumi.Input<string> }> | undefined,
+  base: BaseImage | pulumi.Input<BaseArgs> | undefined,
+): object {
+  if (overlay === undefined) return base instanceof BaseImage && held(base.memory) ? { machine: base.machine } : {};
+  if (!(overlay instanceof Overlay)) return { overlay };
   return {
     overlay: { digest: overlay.digest },
     overlaySource: defined({ file: overlay.file, image: overlay.image }),

@@ -36,7 +36,7 @@ export class Cloudlet extends CloudletProperties {
       ...(cluster instanceof EdgeCluster && { application: cluster.application }),
       ...defined(args),
       ...baseInputs(base),
-      ...overlayInputs(overlay),
+      ...overlayInputs(overlay, base),
       ...sourcesInput(base, overlay),
       cluster: cluster instanceof EdgeCluster ? cluster.name : cluster,
       hypervisor: hypervisorId(hypervisor),

@@ -29,6 +29,7 @@ const machine = {
   memoryMib: 256,
 };
 const overlay = { digest: "e".repeat(64) };
+const saved = { digest: made.base, memory: { digest: "f".repeat(64), cores: 1, sizeMib: 256, diskMib: 2048 } };
 const privateKey = "-----BEGIN PRIVATE KEY-----\nMC4CAQ\n-----END PRIVATE KEY-----\n";
 const node = { cores: 2, memoryMib: 1024, accelerator: "kvm", cpuFlags: ["avx2", "sse2"], machineTypes: ["pc-q35-6.2"] };
 
@@ -204,6 +205,7 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
   ["Cloudlet", { overlay, made, resources: { diskMib: 1024 } }, "resources.diskMib", /2048/],
   ["Cloudlet", { overlay, made, machine, capacity: { ...node, cpuFlags: ["sse2"] } }, "overlay", /avx2/],
   ["Cloudlet", { overlay, made, machine, capacity: { ...node, machineTypes: ["pc-q35-5.2"] } }, "overlay", /pc-q35-6\.2/],
+  ["Cloudlet", { base: saved, resources: made.resources, machine, capacity: { ...node, cpuFlags: ["sse2"] } }, "base", /avx2/],
   ["Cloudlet", { overlay, hydrate: { timeoutSeconds: 0 } }, "hydrate.timeoutSeconds", /1/],
   ["Cloudlet", { overlay, hydrate: { onTimeout: "fail" } }, "hydrate.onTimeout", /boot/],
   ["BaseImage", { file: undefined }, "file", /exactly one/],

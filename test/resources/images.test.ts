@@ -287,6 +287,10 @@ describe("a Cloudlet with an overlay", () => {
     const plain = { ...declared("gw1", of), overlay: undefined, base: { image: "debian", digest, memory } };
     await new Declared(cloudlet).up(plain);
     expect(world.node("gw1").last.get("instance.apply")).toMatchObject({ spec: { overlay: { digest: memory.digest } } });
+    const machine = { type: "q", accelerator: "tcg", cpu: { model: "qemu64", flags: [] }, cores: 1, memoryMib: 256 };
+    const capacity = { cores: 2, memoryMib: 1024, accelerator: "tcg", cpuFlags: [], machineTypes: ["q"] };
+    const explained = await new Declared(cloudlet).check({ ...plain, machine, capacity });
+    expect(explained.explanation).toMatch(/^starts from its base's memory: it resumes/);
     await new Declared(cloudlet).up({ ...plain, name: "other", files: [{ path: "/a", content: "" }] });
     expect(world.node("gw1").last.get("instance.apply")).not.toHaveProperty("spec.overlay");
   });

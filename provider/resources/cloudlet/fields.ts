@@ -52,7 +52,7 @@ export const inputs = z.strictObject({
     .meta({ internal: true, checkOnly: true }),
   machine: machineSchema
     .optional()
-    .describe("What the overlay's memory can be resumed on; the SDK takes it from the overlay.")
+    .describe("What the saved memory can be resumed on; the SDK takes it from the overlay, or from the BaseImage.")
     .meta({ internal: true, checkOnly: true }),
   sources: sourcesField,
   hydrate: z

@@ -9,7 +9,14 @@ export function idOf({ cluster, name }: { cluster: string; name: string }): stri
 }
 
 /** The overlay that it starts from: its own, else the base's memory where nothing is declared that only a boot brings about. */
-export function overlayOf({ overlay, base, files, environment, userData, resources }: Inputs): string | undefined {
+export function overlayOf({
+  overlay,
+  base,
+  files,
+  environment,
+  userData,
+  resources,
+}: Pick<Inputs, "overlay" | "base" | "files" | "environment" | "userData" | "resources">): string | undefined {
   if (overlay !== undefined) return overlay.digest;
   const { memory } = base;
   if (memory === undefined || files.length > 0 || Object.keys(environment).length > 0 || userData !== undefined) return undefined;
