@@ -103,7 +103,7 @@ export class Layers {
 
   /** What a guest is resumed from: the layer's files, or the socket where they are still arriving. */
   async origin(digest: string, progress: Progress): Promise<Origin> {
-    const manifest = await this.read(digest);
+    const manifest = await this.manifest(digest);
     const { machine, network } = manifest;
     if (machine === undefined || network === undefined)
       throw new CloudletError("BUG", `overlay ${digest.slice(0, 12)} holds no memory to resume from`);

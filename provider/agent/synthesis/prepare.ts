@@ -46,7 +46,7 @@ export async function prepareSynthesis(
   await tally.take([manifest.base, manifest.index.digest]);
   // a damaged base or index is noticed before anything is written down
   await services.layers.base(manifest.base);
-  await services.layers.read(digest);
+  if (!(await services.layers.isWhole(digest))) await services.layers.read(digest);
   if (manifest.parent !== undefined) await tally.takeWhole(manifest.parent);
   if (rung === "boot" && !here) await tally.take([manifest.pack.digest]);
   if (here) tally.avoided += manifest.pack.bytes;
