@@ -123,7 +123,7 @@ export class Gateways {
   }
 
   /** Sends the agent of a gateway a signal, by the pid in its lock file. */
-  async signalAgent(gateway: GatewayName, signal: "KILL" | "TERM"): Promise<void> {
+  async signalAgent(gateway: GatewayName, signal: "KILL" | "TERM" | "STOP" | "CONT"): Promise<void> {
     await this.lab.hosts[gateway].run(`kill -${signal} $(cut -d ' ' -f 1 /var/lib/cloudlet/agent.lock)`);
   }
 

@@ -9,6 +9,8 @@ export class SynthesisDriver extends FakeDriver {
   readonly reads = new Map<string, "nbd" | "files" | "disk">();
   readonly held = new Set<string>();
   accelerator: "kvm" | "tcg" = "tcg";
+  /** What a guest waits for before it runs on. */
+  whileResumed: () => Promise<void> = () => Promise.resolve();
 
   readonly synthesis: Synthesis = {
     machine: (resources) => Promise.resolve(this.machineOf(resources)),
@@ -26,12 +28,14 @@ export class SynthesisDriver extends FakeDriver {
           machine: this.machineOf(guest.spec.resources),
         };
       }),
-    resume: (guest, origin: Origin) =>
-      this.#note("resume", () => {
+    resume: async (guest, origin: Origin) => {
+      await this.whileResumed();
+      await this.#note("resume", () => {
         this.#put(guest, "running");
         this.launched.set(guest.name, this.settingsOf(guest));
         this.reads.set(guest.name, "nbd" in origin.disk ? "nbd" : "files");
-      }),
+      });
+    },
     makeOver: (guest) => this.#note("makeOver", () => this.#put(guest, "stopped")),
     settle: (guest) => this.#note("settle", () => void this.reads.set(guest.name, "files")),
     hold: (guest, held) =>

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { copyFile, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Hydration, HydratorTask, Works } from "../../provider/agent/synthesis/works.ts";
 import { CloudletError } from "../../provider/core/errors.ts";
 import { layerFiles } from "../../provider/synthesis/layerFiles.ts";
@@ -94,6 +95,13 @@ export class FakeWorks implements Works {
     const hydrator = this.hydrators.get(directory);
     if (hydrator === undefined) throw new Error(`no hydrator works in ${directory}`);
     hydrator.state = { ...hydrator.state, ...change };
+  }
+
+  /** Hydrators end; waits until there is one again. */
+  async lose(): Promise<void> {
+    this.hydrators.clear();
+    for (const deadline = Date.now() + 5_000; this.hydrators.size === 0; await sleep(20))
+      if (Date.now() > deadline) throw new Error("no hydrator was started again");
   }
 
   /** Everything has come; `pack` is what was put together of it. */

@@ -1,15 +1,15 @@
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { PulumiFn } from "@pulumi/pulumi/automation/index.js";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { paths } from "../../provider/agent/protocol.ts";
+import { guestName, paths } from "../../provider/agent/protocol.ts";
 import type { Provision } from "../../provider/agent/protocol.ts";
 import type { Outcome } from "../engine.ts";
 import { openGateways } from "../gateways.ts";
 import type { GatewayName, Gateways } from "../gateways.ts";
 import { FaultBench, killProgram } from "./bench.ts";
 
-const shaped = { mbit: 40 };
+const shaped = { mbit: 20 };
 
 /** The real engine; the gateways reach each other through the operator alone. */
 describe("an overlay that comes through the operator", () => {
@@ -76,8 +76,20 @@ describe("an overlay that comes through the operator", () => {
     expect(list("gw1", "layers")).toEqual([overlay]);
   });
 
-  it("lets the cloudlet answer before it has come, and is needed no more afterwards", async () => {
+  it("stands still where it is when the program is killed: the cloudlet is held, and the next run brings the rest", async () => {
     await gateways.lab.shape("gw2", shaped);
+    const arriving = inside("gw2", `layers/${overlay}/hydrate.status.json`);
+    const present = () => (existsSync(arriving) ? (JSON.parse(readFileSync(arriving, "utf8")) as { present: number }).present : 0);
+    const launched = inside("gw2", `instances/${guestName("visits/counter")}/launch.json`);
+    const ran = () => existsSync(launched) && readFileSync(launched, "utf8").includes('"ran":true');
+    await upKilledWhen(["gw2"], () => ran() && present() > 4e6);
+    const ask = `curl -s -m 5 --unix-socket ${paths.socket} http://agent/v1/instances`;
+    const told = async () => JSON.parse(await gateways.lab.hosts.gw2.run(ask)) as unknown;
+    await gateways.eventually(async () => expect(await told()).toMatchObject([{ ready: false, hydration: { state: "waiting" } }]), 30_000);
+    expect(await gateways.running("gw2")).toBe(1);
+    expect(await gateways.peek("gw2")).toBeUndefined();
+    console.log(`held with ${(present() / 1e6).toFixed(1)} MB here`);
+
     expect(await mustUp(["gw2"])).toMatchObject({ rung: "lazy", verified: true });
     expect(await gateways.visit("gw2")).toBeGreaterThan(0);
     await gateways.lab.shape("gw2", {});

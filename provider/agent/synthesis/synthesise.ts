@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { CloudletError } from "../../core/errors.ts";
 import { layerFiles } from "../../synthesis/layerFiles.ts";
 import type { Progress } from "../../hypervisors/types.ts";
@@ -9,6 +10,8 @@ import type { InstanceRecord, SynthesisRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import type { Prepared } from "./prepare.ts";
 import { collectLayers } from "./references.ts";
+
+const lookMillis = 200;
 
 /** Makes a guest that is not there from its overlay: resumed and running, or stopped where it boots. Run again after a crash it begins anew, as the guest has not answered yet. */
 export async function synthesise(
@@ -36,7 +39,9 @@ export async function synthesise(
   if (prepared.rung !== "boot") {
     if (driver.synthesis === undefined) throw lacks(id);
     context.status(`resuming ${id}`);
-    await driver.synthesis.resume(guest, await services.layers.origin(overlay.digest, context), context);
+    const resuming = driver.synthesis.resume(guest, await services.layers.origin(overlay.digest, context), context);
+    if (lazy) await served(services, { overlay: overlay.digest, context }, resuming);
+    else await resuming;
   } else if (driver.synthesis !== undefined) await driver.synthesis.makeOver(guest, files.disk, context);
   else if (driver.rootDelta !== undefined)
     await driver.rootDelta.makeFromDelta(guest, { digest: await deltaDigest(services, overlay.digest), path: files.delta }, context);
@@ -45,6 +50,31 @@ export async function synthesise(
   const made = await services.records.update(id, (it) => ({ ...it, restartPending: false, synthesis: { ...it.synthesis, ...whole } }));
   context.step("synthesised");
   return made ?? record;
+}
+
+/** A hydrator that ends while a guest is being resumed is started again: the guest waits for what it would have sent. */
+async function served(
+  { layers }: Services,
+  { overlay, context }: { overlay: string; context: JobContext },
+  resuming: Promise<void>,
+): Promise<void> {
+  const done = new AbortController();
+  const look = async (): Promise<void> => {
+    if ((await layers.hydration(overlay)) === undefined && !done.signal.aborted) await layers.serve(overlay, context);
+  };
+  const keep = async (): Promise<void> => {
+    while (await sleep(lookMillis, true, { signal: done.signal }).catch(() => false)) {
+      // tried again; the guest's own failure says more
+      await look().catch(() => undefined);
+    }
+  };
+  const keeping = keep();
+  try {
+    await resuming;
+  } finally {
+    done.abort();
+    await keeping;
+  }
 }
 
 /** The driver compares the delta's own bytes, which the overlay's digest does not tell. */

@@ -4,8 +4,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { applyInstance, removeInstance } from "../../../provider/agent/instanceApply.ts";
 import { instanceStatus } from "../../../provider/agent/instances.ts";
 import type { JobContext } from "../../../provider/agent/jobs.ts";
-import { guestName } from "../../../provider/agent/protocol.ts";
-import type { InstanceSpec, Offer } from "../../../provider/agent/protocol.ts";
+import { guestName, type InstanceSpec, type Offer } from "../../../provider/agent/protocol.ts";
 import { recover } from "../../../provider/agent/recover.ts";
 import { SynthesisDriver } from "../../fakes/synthesisDriver.ts";
 import { FakeWorks } from "../../fakes/works.ts";
@@ -359,8 +358,9 @@ describe("a cloudlet of an overlay that is still coming", () => {
     await until(() => !driver.held.has(guest));
   });
 
-  it("is looked after though that fails once", async () => {
+  it("is resumed though its hydrator ends meanwhile, and looked after though that fails once", async () => {
     const digest = await overlay({ here: false });
+    driver.whileResumed = () => works.lose();
     const starting = start(digest);
     await until(answered);
     driver.failNext = "settle";
