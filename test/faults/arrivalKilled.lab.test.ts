@@ -16,7 +16,6 @@ describe("a process is killed", () => {
     ["qemu", "while it is resumed"],
     ["qemu", "before the first reply"],
     ["qemu", "after the first reply"],
-    ["qemu", "before it settles"],
     ["view", "before the first reply"],
     ["hydrate", "while it is resumed"],
     ["hydrate", "after the first reply"],
