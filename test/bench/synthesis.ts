@@ -137,6 +137,8 @@ async function measureOverlay(nodes: Nodes, name: Application, overlay: OverlayS
       }),
     );
   }
+  // kept, as it is where a program keeps it: its layer would go with the cloudlet before, and be recombined first
+  await nodes.gw2.run("overlay.keep", { name: "measured", owner, digest: overlay.digest });
   const { provision, ...times } = await measureStart(nodes, spec, []);
   cells.push(note({ overlay: name, mbit: 0, way: "overlay local", rung: provision?.rung ?? "?", bytes: 0, floorSeconds: 0, ...times }));
   return cells;

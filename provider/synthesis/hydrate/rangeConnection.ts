@@ -100,7 +100,9 @@ export class RangeConnection {
     const length = Number(/\r\ncontent-length: *(\d+)/i.exec(header)?.[1]);
     const first = Number(/\r\ncontent-range: *bytes (\d+)-/i.exec(header)?.[1]);
     if (status === 206 && length === asked.bytes && first === asked.offset) return undefined;
-    return this.#odd(status === 206 ? "another range than the one asked for" : `status ${status}`);
+    if (status === 206) return this.#odd("another range than the one asked for");
+    // seen from a node that was asked for much at once, though nothing was wrong with what it was asked
+    return new CloudletError("UNREACHABLE", `${node} answered with status ${status}`);
   }
 
   #odd(what: string): CloudletError {

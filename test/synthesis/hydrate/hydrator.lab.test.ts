@@ -158,6 +158,15 @@ describe("a source that fails", { timeout: 60_000 }, () => {
     expect(asked).toBeLessThan(sealed.manifest.pack.bytes + 3 * 512 * 1024);
   });
 
+  it("refuses some requests that are in order: it is asked again", async () => {
+    source.bad = 3;
+    await start();
+    const states = new Set<string>();
+    await expect.poll(async () => states.add(await state()), patient).toContain("complete");
+    expect(states).not.toContain("failed");
+    await expectWhole();
+  });
+
   it("sends wrong bytes: they are not used, its name is told, and another node is asked", async () => {
     const bad = join(directory, "bad.pack");
     await copyFile(packPath(), bad);

@@ -13,6 +13,8 @@ export class Source {
   readonly offer: Offer;
   /** Ranges in the order in which they were asked for. */
   readonly asked: { start: number; end: number }[];
+  /** How many of the next requests are refused as if they were no HTTP. */
+  bad = 0;
   readonly #server: HttpsServer;
   readonly #link: Link;
 
@@ -30,12 +32,17 @@ export class Source {
       if (request.url !== `/v1/blobs/${blob.digest}`) return void response.writeHead(404).end();
       const [, start, end] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
       asked.push({ start: Number(start), end: Number(end) });
+      if (source.bad > 0) {
+        source.bad--;
+        return void response.writeHead(400, { connection: "close" }).end();
+      }
       // a connection that is cut ends it
       sendFile(request, response, blob.path).catch(() => undefined);
     });
     await listening(server);
     const link = await Link.to(portOf(server));
-    return new Source(server, link, { node, asked });
+    const source = new Source(server, link, { node, asked });
+    return source;
   }
 
   get link(): Link {
