@@ -161,7 +161,7 @@ describe("a source that fails", { timeout: 60_000 }, () => {
   it("refuses some requests that are in order: it is asked again", async () => {
     source.bad = 3;
     await start();
-    const states = new Set<string>();
+    const states = new Set<string | undefined>();
     await expect.poll(async () => states.add(await state()), patient).toContain("complete");
     expect(states).not.toContain("failed");
     await expectWhole();
