@@ -37,7 +37,6 @@ describe("the link to a cloudlet's overlay", () => {
 
   it.each([
     ["wait", "before anything of its data has come"],
-    ["wait", "before the first reply"],
     ["wait", "after the first reply"],
     ["boot", "after the first reply"],
   ] as const)(
