@@ -1,5 +1,6 @@
 import { createHash, type Hash } from "node:crypto";
 import { cpus } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import type { Live, LiveDeparture, LiveRound } from "../../hypervisors/types.ts";
@@ -18,6 +19,8 @@ const empty = z.object({});
 /** While the guest stands still, a link that is silent for this long is as good as cut. */
 const pausedSilenceMillis = 10_000;
 const lookMillis = 1_000;
+/** Whether the target hears that it may forget what has arrived; it would hold it until the next attempt. */
+const forgetPauses = [500, 1_000, 2_000];
 const firstLevel = 3;
 /** What a pause takes besides the sending, where none was measured yet: loading, two records on disk each, and the start. */
 const usualPauseMillis = 250;
@@ -121,7 +124,14 @@ class LiveMove {
     await this.#departure?.close().catch(() => undefined);
     // the application first: the target may be out of reach
     await live.stay(opened.guest);
-    await this.#way.channel.json(empty, { method: "DELETE", path: "/v1/live" }).catch(() => undefined);
+    for (const pause of [0, ...forgetPauses]) {
+      await sleep(pause);
+      const gone = await this.#way.channel.json(empty, { method: "DELETE", path: "/v1/live" }).then(
+        () => true,
+        (error: unknown) => codeOf(error) !== "UNREACHABLE",
+      );
+      if (gone) return;
+    }
   }
 
   async #round(departure: LiveDeparture, level: number): Promise<Decision> {

@@ -20,8 +20,6 @@ import { endOf, reportOf } from "./reports.ts";
 import { activatedSchema, arrivalSchema, missingSchema, type Arrival } from "./wire.ts";
 
 const empty = z.object({});
-/** Until the lab has seen it through every fault. */
-const movesLive = false as boolean;
 const takeBackMillis = 120_000;
 /** How long a short break of the link is waited out, since a restart of the application would cost more. */
 const linkPauses = [500, 1000, 2000, 4000];
@@ -162,7 +160,7 @@ export class MoveSource {
   async #mode({ spec }: InstanceRecord, arrival: Arrival): Promise<Departure["mode"]> {
     if (arrival.kind !== spec.kind) return "state";
     const { live } = await this.#services.hypervisors.driver(spec.kind);
-    return movesLive && live !== undefined && spec.state === "running" ? "live" : "cold";
+    return live !== undefined && spec.state === "running" ? "live" : "cold";
   }
 
   /** From "runs here" to "released": everything that may fail comes before the release. */

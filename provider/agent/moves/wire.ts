@@ -23,7 +23,7 @@ export type Activation = z.infer<typeof activateSchema>;
 /** `givenUp`: the target has lost what was sealed, and can never start it at this epoch. */
 export const activatedSchema = z.object({ givenUp: z.boolean().default(false) });
 /** A running guest, in its driver's own words, and the sizes of the cloudlet's volumes in MiB. */
-export const liveSchema = z.object({ shape: z.string().max(65_536), volumes: z.array(z.int()) });
+export const liveSchema = z.object({ shape: z.string().max(32 * 1024 * 1024), volumes: z.array(z.int()) });
 export type LiveStart = z.infer<typeof liveSchema>;
 export const completeSchema = z.object({
   report: moveReportSchema,

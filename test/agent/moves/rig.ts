@@ -13,6 +13,7 @@ import { recover } from "../../../provider/agent/recover.ts";
 import type { Services } from "../../../provider/agent/services.ts";
 import type { Guest, Part } from "../../../provider/hypervisors/types.ts";
 import { FakeDriver } from "../../fakes/driver.ts";
+import { FakeLive } from "../../fakes/liveDriver.ts";
 import { freePort } from "../../freePort.ts";
 import { digestText, spec, testAgent } from "../fixture.ts";
 
@@ -41,10 +42,12 @@ export class World {
 /** The fake hypervisor, with guests that consist of one disk. */
 export class MovingDriver extends FakeDriver {
   readonly node: string;
+  readonly live?: FakeLive;
   readonly #world: World;
 
-  constructor(node: string, world: World) {
+  constructor(node: string, world: World, live: boolean) {
     super();
+    if (live) this.live = new FakeLive(this);
     this.node = node;
     this.#world = world;
     world.drivers.push(this);
@@ -143,9 +146,9 @@ export class RigNode {
   #dead = false;
   #kill: () => void = () => undefined;
 
-  constructor(name: string, world: World) {
+  constructor(name: string, world: World, { live = false } = {}) {
     this.name = name;
-    this.driver = new MovingDriver(name, world);
+    this.driver = new MovingDriver(name, world, live);
   }
 
   async boot(): Promise<void> {

@@ -88,6 +88,35 @@ describe("guests resumed from an overlay", () => {
       .toBeLessThan(5);
   });
 
+  it("move while they run, into a network of their own, and bring only what the overlay lacks", async () => {
+    const guest = { ...(await resumed("leaves")), basePath: origin.disk.file };
+    await answered(guest);
+    await shell(guest, "echo unsaved >/dev/shm/mark; echo saved >/var/lib/mark; sync");
+    const twin = { ...(await make("arrives")), basePath: origin.disk.file };
+    const { live } = bench.driver;
+    const found = await live?.shape(guest);
+    if (live === undefined || found === undefined || "impossible" in found) throw new Error(JSON.stringify(found));
+    const images = { disk: origin.disk.file, memory: origin.memory.file };
+    const arrival = await live.receive(twin, { shape: found.shape, images }, progress);
+    const departure = await live.depart(guest, images, progress);
+    const round = departure.round(progress.signal);
+    await arrival.take(round.records);
+    await departure.remaining(progress.signal);
+    const last = departure.last(progress.signal, () => undefined);
+    await arrival.take(last.records);
+    await arrival.finish(progress.signal);
+    await departure.close();
+    console.log("first", round.stats(), "last", last.stats());
+    await bench.driver.remove(guest, progress);
+    await live.release(twin, progress);
+    await answered(twin);
+    expect(await shell(twin, "cat /dev/shm/mark /var/lib/mark")).toBe("unsaved\nsaved\n");
+    expect(round.stats().pages).toBeLessThan(8_000);
+    await bench.driver.stop(twin, progress);
+    await bench.driver.start(twin, progress);
+    expect(await shell(twin, "cat /var/lib/mark")).toBe("saved\n");
+  });
+
   it("suspend, snapshot, restore, move and stop like any other guest", async () => {
     const guest = await resumed("lives");
     await shell(guest, "echo saved >/dev/shm/mark; echo saved >/var/lib/mark; sync");

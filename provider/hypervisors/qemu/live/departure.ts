@@ -92,8 +92,7 @@ export class Departure {
 
   /** Everything that has changed since the last round began, as records; the guest runs on. */
   round(signal: AbortSignal): LiveRound {
-    this.#stats = { pages: 0, blocks: 0 };
-    return { records: this.#oneRound(signal), stats: () => this.#counted() };
+    return this.#counted(this.#oneRound(signal));
   }
 
   /** Bytes that have changed since the last round began; QEMU looks for changed pages now. */
@@ -114,8 +113,7 @@ export class Departure {
 
   /** The last changes, and the devices; the guest stands still from `onPaused` on. */
   last(signal: AbortSignal, onPaused: () => void): LiveRound {
-    this.#stats = { pages: 0, blocks: 0 };
-    return { records: this.#lastRound(signal, onPaused), stats: () => this.#counted() };
+    return this.#counted(this.#lastRound(signal, onPaused));
   }
 
   /** Closes what is this side's. What is QEMU's own is taken away by `stay`. */
@@ -293,9 +291,9 @@ export class Departure {
     this.#records.disk(disk, unit, data);
   }
 
-  #counted(): { pages: number; blocks: number; rawBytes: number } {
-    const { pages, blocks } = this.#stats;
-    return { pages, blocks, rawBytes: (pages + blocks) * pageBytes };
+  #counted(records: AsyncIterable<Buffer>): LiveRound {
+    const counts = (this.#stats = { pages: 0, blocks: 0 });
+    return { records, stats: () => ({ ...counts, rawBytes: (counts.pages + counts.blocks) * pageBytes }) };
   }
 }
 

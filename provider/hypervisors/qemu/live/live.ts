@@ -1,21 +1,21 @@
 import { createHash } from "node:crypto";
-import { copyFile, mkdir, open, readFile, rm } from "node:fs/promises";
+import { mkdir, open, readFile, rm } from "node:fs/promises";
 import { dirname } from "node:path";
+import { promisify } from "node:util";
+import { gunzip, gzip } from "node:zlib";
 import { z } from "zod";
 import { exists, readJson, writeDurably } from "../../../agent/durable.ts";
 import { CloudletError } from "../../../core/errors.ts";
 import type { CommonImages, Guest, Live, LiveArrival, LiveDeparture, Progress } from "../../types.ts";
 import { probeAcceleration } from "../acceleration.ts";
-import { machineType } from "../commandLine.ts";
 import { limitProcessor } from "../confinement.ts";
 import { createOverlay, diskInfo } from "../disks.ts";
 import { guestFiles, launchSchema, type Launch } from "../guestFiles.ts";
 import { isLive, launchProcess, openNic, withQmp, type Surroundings } from "../launch.ts";
-import { correctClock, end, settingsOf, start } from "../lifecycle.ts";
+import { end, settingsOf, start } from "../lifecycle.ts";
 import { answerDhcp } from "../ownNetwork.ts";
 import { queryStatus, resume } from "../qmpCommands.ts";
 import { openRawView, type RawView } from "../rawView.ts";
-import { ensureSeed } from "../seed.ts";
 import { Arrival } from "./arrival.ts";
 import { Departure } from "./departure.ts";
 import { removePlaces } from "./place.ts";
@@ -31,7 +31,8 @@ const shapeSchema = z.object({
   volumeBytes: z.array(z.int()),
   /** Who the guest believes to be. */
   network: z.object({ mac: z.string(), address: z.string() }),
-  machineType: z.string(),
+  /** The seed that the guest has seen, compressed, and what it is known by; it may look at it again. */
+  seed: z.object({ id: z.string(), gzip: z.base64() }),
   /** Of a guest that has the node's own processor: which one that is. */
   processor: z.string().optional(),
   /** Whether it runs with all that is declared. */
@@ -51,12 +52,8 @@ export function createLive(surroundings: () => Promise<Surroundings>): Live {
         { around: await surroundings(), progress },
       ),
     isWaiting,
-    async release(guest, progress) {
-      const around = await surroundings();
-      const waited = await isLive(guest);
-      await start(guest, around, progress);
-      if (waited) correctClock(guest, around);
-    },
+    // its clock is behind by the pause, as with QEMU's own migration; setting it each time would hang its agent now and then
+    release: async (guest, progress) => start(guest, await surroundings(), progress),
   };
 }
 
@@ -78,7 +75,7 @@ async function shapeOf(guest: Guest): Promise<{ shape: string } | { impossible: 
     diskBytes: disk.virtualBytes,
     volumeBytes: await Promise.all(guest.volumes.map(async ({ hostPath }) => (await diskInfo(hostPath)).virtualBytes)),
     network: launch.inside ?? { mac: guest.network.mac, address: guest.network.address },
-    machineType: launch.pinned?.type ?? machineType,
+    seed: await seedOf(files, launch),
     ...(launch.accelerator === "kvm" && launch.pinned === undefined && { processor: await processorOf() }),
     current: launch.settings === settingsOf(guest),
   };
@@ -99,7 +96,12 @@ async function depart(
     return {
       round: (signal) => departure.round(signal),
       remaining: (signal) => departure.remaining(signal),
-      last: (signal, onPaused) => departure.last(signal, onPaused),
+      last: (signal, onPaused) =>
+        departure.last(signal, () => {
+          onPaused();
+          // QEMU itself has everything to do now
+          limitProcessor(guest.name, { cores, percent: 0 }).catch(() => undefined);
+        }),
       throttle: (percent) => limitProcessor(guest.name, { cores, percent }),
       close: () => departure.close().finally(() => views.close()),
     };
@@ -136,10 +138,11 @@ async function receive(
   const files = guestFiles(guest);
   const views = await openViews(images, progress.signal);
   try {
-    await makeFiles(guest, shape, progress);
+    await makeFiles(guest, shape);
     const elsewhere = shape.launch.inside !== undefined || shape.network.address !== guest.network.address;
-    // what it has read of its seed is what it would read again
-    if (elsewhere) await copyFile(files.seed, files.originSeed);
+    const seed = await gunzipped(Buffer.from(shape.seed.gzip, "base64"));
+    await writeDurably(elsewhere ? files.originSeed : files.seed, seed, 0o600);
+    if (!elsewhere) await writeDurably(files.seedId, shape.seed.id, 0o600);
     const launch: Launch = {
       ...shape.launch,
       accelerator,
@@ -169,6 +172,13 @@ async function isWaiting(guest: Guest): Promise<boolean> {
     const [{ status }, migration] = [await queryStatus(qmp), await queryMigration(qmp)];
     return status === "paused" && migration.status === "completed";
   });
+}
+
+const [gzipped, gunzipped] = [promisify(gzip), promisify(gunzip)];
+
+async function seedOf(files: ReturnType<typeof guestFiles>, { inside }: Launch): Promise<Shape["seed"]> {
+  const bytes = await gzipped(await readFile(inside === undefined ? files.seed : files.originSeed));
+  return { id: await readFile(files.seedId, "utf8").catch(() => ""), gzip: bytes.toString("base64") };
 }
 
 const cancelMillis = 30_000;
@@ -213,8 +223,7 @@ async function processorOf(): Promise<string> {
 }
 
 /** Disks as they would be before anything was written to them. */
-async function makeFiles(guest: Guest, { diskBytes, volumeBytes }: Shape, progress: Progress): Promise<void> {
-  await ensureSeed(guest, progress.signal);
+async function makeFiles(guest: Guest, { diskBytes, volumeBytes }: Shape): Promise<void> {
   await createOverlay(guestFiles(guest).disk, guest.basePath, diskBytes / 1024 ** 2);
   for (const [index, { id, hostPath }] of guest.volumes.entries()) {
     const bytes = volumeBytes[index];

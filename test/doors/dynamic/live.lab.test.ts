@@ -1,0 +1,54 @@
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { MoveReport } from "../../../provider/agent/handoffProtocol.ts";
+import { openGateways, watchSubscriber, type Declaration, type Gateways } from "../../gateways.ts";
+
+const at = (gateway: "gw1" | "gw2"): Declaration => ({
+  gateways: { gw1: { kind: "kvm" }, gw2: { kind: "kvm" } },
+  at: gateway,
+  volume: { sizeMib: 16 },
+});
+/** Counts in memory alone; a file system of memory holds the number. */
+const counting =
+  "(i=0; while true; do i=$((i+1)); echo $i >/dev/shm/new; mv /dev/shm/new /dev/shm/count; sleep 0.05; done) >/dev/null 2>&1 &";
+
+describe("a virtual machine that is moved while it runs", () => {
+  let gateways: Gateways;
+  beforeAll(async () => {
+    gateways = await openGateways("livemove");
+    for (const gateway of ["gw1", "gw2"] as const)
+      await gateways.lab.hosts[gateway].run("echo CLOUDLET_LIVE=1 >/etc/default/cloudlet-agent");
+    const made = await gateways.up(at("gw1"));
+    expect(made, made.text).toMatchObject({ ok: true });
+    await gateways.exec(["sh", "-c", `echo travels >/data/note && sync; ${counting}`]);
+  });
+  afterAll(async () => {
+    await gateways?.stack.destroy();
+    await gateways?.close();
+  });
+  const count = async (gateway: "gw1" | "gw2") => Number(await gateways.exec(["cat", "/dev/shm/count"], gateway));
+
+  it("goes on with what is only in its memory, and its subscriber waits no longer than for the pause", async () => {
+    await gateways.lab.shape("gw1", { mbit: 25 });
+    const before = await count("gw1");
+    const watcher = watchSubscriber(gateways);
+    const moved = await gateways.up(at("gw2"));
+    const seen = await watcher.stop();
+    expect(moved, moved.text).toMatchObject({ ok: true });
+    const report = moved.outputs["lastMove"] as MoveReport;
+    console.log(
+      moved.text
+        .split("\n")
+        .filter((line) => line.includes("round"))
+        .join("\n"),
+    );
+    console.log(JSON.stringify(report), `longest silence ${seen.longestGapMillis} ms of ${seen.answers} answers`);
+    expect(report.mode).toBe("live");
+    expect(seen.wentBack).toEqual([]);
+    expect(await gateways.visit("gw2")).toBe(seen.last + 1);
+    expect(await count("gw2")).toBeGreaterThan(before);
+    expect(await gateways.exec(["cat", "/data/note"], "gw2")).toBe("travels\n");
+    expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 1]);
+    const again = await gateways.preview(at("gw2"));
+    expect(again, again.text).toMatchObject({ ok: true, steps: [] });
+  });
+});
