@@ -191,6 +191,11 @@ export class RigNode {
     this.fault = { step, strike: () => this.#kill() };
   }
 
+  /** Dies now, unless it is dead already. */
+  die(): void {
+    this.#kill();
+  }
+
   async make(): Promise<void> {
     const base = digestText("base");
     await this.services.store.put(base, () => Readable.from([Buffer.from("base")]));
