@@ -14,7 +14,7 @@ const suites: { files: RegExp; suite: string }[] = [
   { files: /^provider\/resources\//, suite: "test/resources/badInput.test.ts" },
   { files: /^provider\/transport\//, suite: "test/transport/pool.test.ts" },
   { files: /^provider\/agent\/(agentService|install)/, suite: "test/agent/commission.lab.test.ts" },
-  { files: /^provider\/agent\/moves\//, suite: "test/agent/moves/crash.test.ts" },
+  { files: /^provider\/agent\/moves\//, suite: "test/agent/moves/crash.lab.test.ts" },
   { files: /^provider\/agent\//, suite: "test/agent/server.test.ts" },
   { files: /^provider\/synthesis\/[^/]+$/, suite: "test/synthesis/layer.test.ts" },
   { files: /^provider\/hypervisors\/lxd\//, suite: "test/hypervisors/lxd/driver.lab.test.ts" },
