@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { arrivalSteps } from "../../../provider/agent/moves/target.ts";
-import { RigNode, World } from "./rig.ts";
+import { eventually, RigNode, World } from "./rig.ts";
 
 const sourceSteps = ["connected", "supplied", "stopped", "exported", "sent", "sealed", "released", "activated", "answered", "discarded"];
 const targetSteps = ["prepared", ...arrivalSteps.map((step) => `arrival.${step}`)];
@@ -23,16 +23,6 @@ afterEach(async () => {
   await a.close();
   await b.close();
 });
-
-async function eventually(check: () => void | Promise<void>): Promise<void> {
-  for (const end = Date.now() + 8_000; ; await sleep(20)) {
-    try {
-      return await check();
-    } catch (error) {
-      if (Date.now() > end) throw error;
-    }
-  }
-}
 
 /** The move is over: one copy runs, with everything, and nothing but the report is left of it. */
 async function expectMoved(): Promise<void> {

@@ -1,6 +1,5 @@
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { RigNode, World } from "./rig.ts";
+import { eventually, RigNode, World } from "./rig.ts";
 
 const sourceSteps = ["supplied", "round1", "paused", "sealed", "released", "activated", "answered", "discarded"];
 const targetSteps = ["waiting", "received", "sealed", "owned", "activated", "up", "ready", "completed"].map((step) => `arrival.${step}`);
@@ -22,16 +21,6 @@ afterEach(async () => {
   await a.close();
   await b.close();
 });
-
-async function eventually(check: () => void | Promise<void>): Promise<void> {
-  for (const end = Date.now() + 8_000; ; await sleep(20)) {
-    try {
-      return await check();
-    } catch (error) {
-      if (Date.now() > end) throw error;
-    }
-  }
-}
 
 async function expectMoved(epoch = 2): Promise<void> {
   expect(world.violations).toEqual([]);

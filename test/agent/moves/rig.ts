@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { connect, createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -279,4 +280,15 @@ function mortal(services: Services, life: { dead: boolean }): Services {
     volumes: wrap(volumes),
     lock: wrap(lock),
   };
+}
+
+/** Tries a check until it holds, for eight seconds at most. */
+export async function eventually(check: () => void | Promise<void>): Promise<void> {
+  for (const end = Date.now() + 8_000; ; await sleep(20)) {
+    try {
+      return await check();
+    } catch (error) {
+      if (Date.now() > end) throw error;
+    }
+  }
 }
