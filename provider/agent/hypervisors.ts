@@ -23,13 +23,10 @@ export interface HypervisorsOptions {
 
 type Description = Awaited<ReturnType<Driver["describe"]>>;
 
-const descriptionMillis = 60_000;
-
 /** The one hypervisor of this node. */
 export class Hypervisors {
   readonly #options: HypervisorsOptions;
   #driver: { key: string; driver: Driver } | undefined;
-  #description: { at: number; value: Description } | undefined;
 
   constructor(options: HypervisorsOptions) {
     this.#options = options;
@@ -68,7 +65,6 @@ export class Hypervisors {
     const key = JSON.stringify([spec.kind, spec.lxd]);
     if (this.#driver?.key !== key) {
       this.#driver = { key, driver: await this.#options.createDriver({ ...spec, owner: "" }) };
-      this.#description = undefined;
     }
     return this.#driver.driver;
   }
@@ -76,11 +72,7 @@ export class Hypervisors {
   async describe(): Promise<Description> {
     const spec = await this.current();
     if (spec === undefined) return { version: "", accelerator: "none", machineTypes: [] };
-    const driver = await this.driver(spec.kind);
-    if (this.#description === undefined || Date.now() - this.#description.at > descriptionMillis) {
-      this.#description = { at: Date.now(), value: await driver.describe() };
-    }
-    return this.#description.value;
+    return (await this.driver(spec.kind)).describe();
   }
 
   async apply(spec: HypervisorSpec, context: JobContext): Promise<HypervisorStatus> {
@@ -96,7 +88,6 @@ export class Hypervisors {
     await driver.describe();
     const { owner, ...rest } = spec;
     await this.#write({ ...rest, owners: [...new Set([...(existing?.owners ?? []), owner])] });
-    this.#description = undefined;
     context.step("recorded");
     const status = await this.status();
     if (status === undefined) throw new CloudletError("BUG", "the hypervisor was recorded and cannot be read back");
@@ -128,7 +119,6 @@ export class Hypervisors {
     await rm(this.#file(), { force: true });
     await syncDirectory(this.#options.root);
     this.#driver = undefined;
-    this.#description = undefined;
   }
 
   async #owned(): Promise<string[]> {

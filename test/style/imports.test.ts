@@ -167,6 +167,7 @@ it("exports have names", () => {
 const environmentReaders: Record<string, string> = {
   "provider/agent/main.ts": "where a test puts the agent's data and socket",
   "provider/agent/process.ts": "children inherit it",
+  "provider/hypervisors/qemu/program.ts": "where QEMU is, to notice an upgrade",
   "provider/hypervisors/qemu/seed.ts": "which of two programs is on the node",
   "provider/local/cache.ts": "where the operator's cache is",
   "provider/local/registry/credentials.ts": "where docker keeps its settings",

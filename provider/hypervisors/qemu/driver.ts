@@ -1,7 +1,6 @@
 import { open, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { isMissing, readJson } from "../../agent/durable.ts";
-import { run } from "../../agent/process.ts";
 import { guestUser } from "../../agent/protocol.ts";
 import { CloudletError } from "../../core/errors.ts";
 import type { Driver, Guest, Progress } from "../types.ts";
@@ -14,6 +13,7 @@ import { guestFiles, launchSchema } from "./guestFiles.ts";
 import { end, observe, settingsOf, start, stop, suspend } from "./lifecycle.ts";
 import type { Surroundings } from "./launch.ts";
 import { createLive } from "./live/live.ts";
+import { openProgram } from "./program.ts";
 import { ensureSeed } from "./seed.ts";
 import { freeze } from "./freeze.ts";
 import { exportState, importState } from "./state.ts";
@@ -35,14 +35,13 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
   let probed: Promise<Surroundings> | undefined;
   const surroundings = () => (probed ??= probeConfinement(options.user ?? guestUser, log).then((confinement) => ({ confinement, log })));
 
+  const program = openProgram();
+
   return {
     kind: "kvm",
     async describe() {
-      const { stdout } = await run(["qemu-system-x86_64", "-version"], { timeoutMillis: 10_000 });
-      const version = /version (\d+(?:\.\d+)+)/.exec(stdout)?.[1];
-      if (version === undefined) throw new CloudletError("FAILED", `qemu-system-x86_64 tells no version: ${stdout.slice(0, 200)}`);
       const { accelerator } = await probeAcceleration();
-      return { version, accelerator, machineTypes: await machineTypes() };
+      return { ...(await program()), accelerator };
     },
     observe,
     ensure,
@@ -74,13 +73,6 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
       hold,
     },
   };
-}
-
-/** An alias would say another machine on another node. */
-async function machineTypes(): Promise<string[]> {
-  const { stdout } = await run(["qemu-system-x86_64", "-machine", "help"], { timeoutMillis: 10_000 });
-  const lines = stdout.split("\n").filter((line) => !line.includes("(alias of"));
-  return lines.flatMap((line) => /^([a-z]\S*) {2,}/.exec(line)?.[1] ?? []);
 }
 
 async function ensure(guest: Guest, progress: Progress): Promise<{ restartNeeded: boolean }> {

@@ -161,7 +161,9 @@ it("a registry with a token server gets one token for reading and one for writin
   const registry = at(`${real.address}/team/app:one`, { credentials: () => Promise.resolve(user) });
   await push(registry, [randomBytes(100_000), randomBytes(10)]);
   expect((await pullArtefact(registry, "amd64")).layers).toHaveLength(2);
-  expect(tokens.asked).toEqual(["repository:team/app:pull", "repository:team/app:pull,push"]);
+  // this registry names the actions of a scope in any order
+  const inOrder = tokens.asked.map((scope) => scope.replace("push,pull", "pull,push"));
+  expect(inOrder).toEqual(["repository:team/app:pull", "repository:team/app:pull,push"]);
   await expect(at(`${real.address}/team/app:one`).manifest()).rejects.toMatchObject({
     code: "UNAUTHORIZED",
     message: expect.stringContaining("401"),
