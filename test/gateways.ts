@@ -118,6 +118,27 @@ export class Gateways {
     return count === undefined ? undefined : Number(count);
   }
 
+  /** The subscriber opens a connection to a gateway and asks half a question. Asks the other half when told to; what came of it first, and after how long. */
+  async halfAsked(gateway: GatewayName): Promise<{ ask(): Promise<{ outcome: string; afterMillis: number }> }> {
+    const { subscriber } = this.lab.hosts;
+    const program = `
+      const fs = require("fs"); let asked, told; const tell = (outcome) => { if (told) return; told = true; console.log(JSON.stringify({ outcome, afterMillis: asked ? Date.now() - asked : 0 })); process.exit(); };
+      const socket = require("net").connect(8080, "${this.lab.hosts[gateway].address}", () => socket.write("GET /peek HTTP/1.0\\r\\n"));
+      socket.on("error", (error) => tell(error.code)).on("data", () => tell("answered")).on("end", () => tell("closed"));
+      setInterval(() => { if (!asked && fs.existsSync("/tmp/ask")) { asked = Date.now(); socket.write("\\r\\n"); } }, 20);`;
+    await subscriber.run("rm -f /tmp/ask /tmp/told; cat >/tmp/half.js; setsid node /tmp/half.js >/tmp/told 2>&1 </dev/null &", {
+      stdin: program,
+    });
+    return {
+      ask: async () => {
+        const told = await subscriber.run(
+          "touch /tmp/ask; for i in $(seq 300); do [ -s /tmp/told ] && break; sleep 0.1; done; cat /tmp/told",
+        );
+        return JSON.parse(told) as { outcome: string; afterMillis: number };
+      },
+    };
+  }
+
   peek(gateway: GatewayName, port = 8080): Promise<number | undefined> {
     return this.visit(gateway, "/peek", port);
   }
@@ -225,8 +246,9 @@ export function watchSubscriber(gateways: Gateways): {
   const watching = (async () => {
     while (running) {
       const counts = await Promise.all((["gw1", "gw2"] as const).map((gateway) => gateways.visit(gateway)));
-      for (const [index, count] of counts.entries()) {
-        if (count === undefined) continue;
+      // both may lead to the same place, and who was asked first need not be who is answered first
+      const answered = counts.flatMap((count, index) => (count === undefined ? [] : [{ count, index }]));
+      for (const { count, index } of answered.sort((a, b) => a.count - b.count)) {
         seen.longestGapMillis = Math.max(seen.longestGapMillis, performance.now() - lastAnswer);
         lastAnswer = performance.now();
         seen.answers++;

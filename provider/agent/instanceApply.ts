@@ -13,6 +13,7 @@ import { dataPort, guestName } from "./protocol.ts";
 import type { InstanceSpec, InstanceStatus, Offer, VerbArgs } from "./protocol.ts";
 import { forgetArrived } from "./moves/copies.ts";
 import { MoveFiles } from "./moves/files.ts";
+import { endForwards } from "./moves/forwarding.ts";
 import { allocateNetwork, isHere } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
@@ -192,6 +193,7 @@ async function claim(
     const others = (await services.records.list()).filter((record) => record.spec.id !== spec.id);
     await checkPorts(services, { spec, others, existing });
     await services.volumes.attach(spec);
+    await endForwards(services, spec);
     const wasPending = existing?.restartPending ?? false;
     const changed = existing !== undefined && JSON.stringify(existing.spec) !== JSON.stringify(spec);
     const record: InstanceRecord = {

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import path from "node:path";
 import { CloudletError } from "../core/errors.ts";
 import { writeDurably } from "./durable.ts";
-import { dhcpHostsText, dnsmasqArguments, nftablesText, publications } from "./networkText.ts";
+import { dhcpHostsText, dnsmasqArguments, nftablesText, passages, publications } from "./networkText.ts";
 import type { Run } from "./process.ts";
 import { subnet } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
@@ -39,7 +39,8 @@ export class Network {
   /** Makes bridge, addresses and published ports what these records say. */
   async publish(records: readonly InstanceRecord[]): Promise<void> {
     await this.prepare(records);
-    await this.#run(["nft", "-f", "-"], { stdin: nftablesText(publications(records)), timeoutMillis: 20_000 });
+    const text = nftablesText(publications(records), passages(records, Date.now()));
+    await this.#run(["nft", "-f", "-"], { stdin: text, timeoutMillis: 20_000 });
   }
 
   async teardown(): Promise<void> {

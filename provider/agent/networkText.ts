@@ -11,8 +11,27 @@ export function publications(records: readonly InstanceRecord[]): Publication[] 
     .sort((a, b) => a.hostPort - b.hostPort || a.protocol.localeCompare(b.protocol));
 }
 
+/** How long clients of the node that a cloudlet has left are passed on. */
+export const graceMillis = 10 * 60_000;
+
+/** A port whose clients are passed on to another node. */
+type Passage = { protocol: "tcp" | "udp"; hostPort: number; address: string; targetPort: number; leftMillis: number };
+
+/** Who is passed on at this moment: clients of cloudlets that have gone elsewhere not long ago. */
+export function passages(records: readonly InstanceRecord[], now: number): Passage[] {
+  return (
+    records
+      .flatMap(({ ownership, forward }) => (forward === undefined || ownership.role === "owner" ? [] : [forward]))
+      .flatMap(({ address, ports, since }) => ports.map((port) => ({ address, ...port, leftMillis: since + graceMillis - now })))
+      // a clock that was set back must not make it longer
+      .filter(({ leftMillis }) => leftMillis > 0 && leftMillis <= graceMillis)
+      .sort((a, b) => a.hostPort - b.hostPort || a.protocol.localeCompare(b.protocol))
+  );
+}
+
 /** The one nftables table, replaced as a whole in one transaction. */
-export function nftablesText(published: readonly Publication[]): string {
+export function nftablesText(published: readonly Publication[], passed: readonly Passage[] = []): string {
+  const passing = passingText(passed);
   const rules = published.map(
     ({ protocol, hostPort, address, port }) =>
       `    meta nfproto ipv4 fib daddr type local ${protocol} dport ${String(hostPort)} dnat ip to ${address}:${String(port)}\n`,
@@ -21,19 +40,19 @@ export function nftablesText(published: readonly Publication[]): string {
 }
 delete table inet cloudlet
 table inet cloudlet {
-  chain guard {
+${passing.set}  chain guard {
     type filter hook prerouting priority raw; policy accept;
     iifname "${subnet.bridge}" ip daddr 127.0.0.0/8 drop
-  }
-  chain prerouting {
+${passing.mark}  }
+${passing.markOwn}  chain prerouting {
     type nat hook prerouting priority dstnat; policy accept;
-${rules.join("")}  }
+${passing.translate}${rules.join("")}  }
   chain output {
     type nat hook output priority -100; policy accept;
-${rules.join("")}  }
+${passing.translate}${rules.join("")}  }
   chain postrouting {
     type nat hook postrouting priority srcnat; policy accept;
-    ip saddr ${subnet.cidr} ip daddr != ${subnet.cidr} masquerade
+${passing.masquerade}    ip saddr ${subnet.cidr} ip daddr != ${subnet.cidr} masquerade
     ip saddr ${subnet.cidr} ip daddr ${subnet.cidr} ct status dnat masquerade
     ip saddr 127.0.0.0/8 oifname "${subnet.bridge}" masquerade
   }
@@ -44,6 +63,38 @@ ${rules.join("")}  }
   }
 }
 `;
+}
+
+/** Connections that are passed on have a zone of their own, so that none is taken for one that led to the guest while it was here. */
+const passingZone = 7443;
+
+/**
+ * The set forgets a port by itself when its time is over, whether the agent runs then or not. From that moment on packets
+ * are in the usual zone again, where nothing is known of their connections: those that are open end, too.
+ */
+function passingText(passed: readonly Passage[]): Record<"set" | "mark" | "markOwn" | "translate" | "masquerade", string> {
+  if (passed.length === 0) return { set: "", mark: "", markOwn: "", translate: "", masquerade: "" };
+  const elements = passed.map(({ protocol, hostPort, leftMillis }) => `${protocol} . ${String(hostPort)} timeout ${String(leftMillis)}ms`);
+  const mark = `    meta nfproto ipv4 ip daddr != 127.0.0.0/8 fib daddr type local meta l4proto . th dport @passed ct original zone set ${String(passingZone)}\n`;
+  const translate = passed.map(
+    ({ protocol, hostPort, address, targetPort }) =>
+      `    ct original zone ${String(passingZone)} ${protocol} dport ${String(hostPort)} dnat ip to ${address}:${String(targetPort)}\n`,
+  );
+  return {
+    set: `  set passed {
+    type inet_proto . inet_service
+    flags timeout
+    elements = { ${elements.join(", ")} }
+  }
+`,
+    mark,
+    markOwn: `  chain own {
+    type filter hook output priority raw; policy accept;
+${mark}  }
+`,
+    translate: translate.join(""),
+    masquerade: `    ct original zone ${String(passingZone)} masquerade\n`,
+  };
 }
 
 /** dnsmasq's list of fixed addresses. */

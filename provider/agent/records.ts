@@ -4,7 +4,7 @@ import path from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "./durable.ts";
 import { moveReportSchema } from "./handoffProtocol.ts";
-import { digestSchema, guestName, instanceSpecSchema, ownershipSchema, provisionSchema, rungSchema } from "./protocol.ts";
+import { digestSchema, guestName, instanceSpecSchema, ownershipSchema, portSchema, provisionSchema, rungSchema } from "./protocol.ts";
 
 export const synthesisSchema = z.object({
   /** Digest of the overlay that the guest stands on. */
@@ -23,6 +23,13 @@ export const synthesisSchema = z.object({
 });
 export type SynthesisRecord = z.infer<typeof synthesisSchema>;
 
+const forwardSchema = z.object({
+  address: z.ipv4().describe("Of the node where the cloudlet is now."),
+  ports: z.array(z.object({ protocol: portSchema.shape.protocol, hostPort: z.int(), targetPort: z.int() })),
+  since: z.number().describe("Milliseconds since 1970."),
+});
+export type Forward = z.infer<typeof forwardSchema>;
+
 export const recordSchema = z.object({
   spec: instanceSpecSchema,
   ownership: ownershipSchema,
@@ -39,6 +46,8 @@ export const recordSchema = z.object({
   rebuilding: z.boolean().optional(),
   /** Given away, and the copy here is kept until the other node has answered. */
   leaving: z.boolean().optional(),
+  /** Of one that was given away: where clients who still come to this node are passed on to. */
+  forward: forwardSchema.optional(),
   lastMove: moveReportSchema.optional(),
   /** How the guest was made from its overlay, or is being made. */
   synthesis: synthesisSchema.optional(),

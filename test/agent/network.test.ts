@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { dhcpHostsText, listeningPorts, nftablesText, publications } from "../../provider/agent/networkText.ts";
+import { dhcpHostsText, graceMillis, listeningPorts, nftablesText, passages, publications } from "../../provider/agent/networkText.ts";
 import { allocateNetwork } from "../../provider/agent/records.ts";
 import type { InstanceRecord } from "../../provider/agent/records.ts";
 import { digestText, spec } from "./fixture.ts";
@@ -62,6 +62,32 @@ describe("the rules", () => {
     const records = [record("a/a", 8080), record("b/b", 80)];
     expect(nftablesText(publications(records))).toBe(nftablesText(publications([...records].reverse())));
     expect(dhcpHostsText(records)).toBe(dhcpHostsText([...records].reverse()));
+  });
+});
+
+describe("clients of a node that a cloudlet has left", () => {
+  const forward = { address: "192.0.2.7", ports: [{ protocol: "tcp" as const, hostPort: 8080, targetPort: 9090 }], since: 1_000_000 };
+  const left = (role: InstanceRecord["ownership"]["role"]): InstanceRecord => ({ ...record("a/a", 8080, role), forward });
+  const at = (millis: number) => passages([left("released")], forward.since + millis).map(({ leftMillis }) => leftMillis);
+
+  it("are passed on until the time is over, and the rules end with it by themselves", () => {
+    const text = nftablesText([], passages([left("released")], forward.since + 1_000));
+    expect(text).toContain(`elements = { tcp . 8080 timeout ${graceMillis - 1_000}ms }`);
+    expect(text.match(/tcp dport 8080 dnat ip to 192\.0\.2\.7:9090/g)).toHaveLength(2);
+  });
+
+  it("are not when it is over, nor after the node's clock was set back", () => {
+    expect([at(0), at(graceMillis - 1)]).toEqual([[graceMillis], [1]]);
+    expect([at(graceMillis), at(-1)]).toEqual([[], []]);
+  });
+
+  it("are until the cloudlet, on its way back, runs here again", () => {
+    const count = (role: InstanceRecord["ownership"]["role"]) => passages([left(role)], forward.since).length;
+    expect([count("incoming"), count("owner")]).toEqual([1, 0]);
+  });
+
+  it("cost nothing where there are none", () => {
+    expect(nftablesText([], [])).not.toMatch(/zone|passed/);
   });
 });
 

@@ -30,6 +30,8 @@ export class MoveChannel {
   bytesSent = 0;
   /** How long bodies have waited for the link, and not for whoever makes them. */
   linkMillis = 0;
+  /** The target's own address at which it was reached last, where no relay lies between. */
+  reachedAt: string | undefined;
 
   /** With a relay everything goes through that port of this very node. */
   constructor(target: MoveTarget, id: string, relayPort?: number) {
@@ -149,7 +151,9 @@ export class MoveChannel {
     const relayed = this.#relayPort !== undefined;
     for (const host of relayed ? ["127.0.0.1"] : this.#target.addresses) {
       try {
-        return await dialPinned(this.#target, host, this.#relayPort ?? this.#target.port);
+        const socket = await dialPinned(this.#target, host, this.#relayPort ?? this.#target.port);
+        if (!relayed) this.reachedAt = socket.remoteAddress;
+        return socket;
       } catch (error) {
         if (error instanceof CloudletError && error.code === "HOST_KEY") throw error;
         reasons.push(`${host}: ${error instanceof Error ? error.message : String(error)}`);

@@ -19,6 +19,7 @@ import {
   type Completion,
   liveSchema,
   type LiveStart,
+  type Activated,
   type Activation,
 } from "./wire.ts";
 
@@ -32,7 +33,7 @@ export interface Receiver {
   receive(id: string, body: Readable): Promise<void>;
   seal(id: string, seal: string): Promise<void>;
   /** Whether the epoch had to be given up instead. */
-  activate(id: string, activation: Activation): Promise<{ givenUp: boolean }>;
+  activate(id: string, activation: Activation): Promise<Activated>;
   beginLive(id: string, start: LiveStart): Promise<void>;
   takeRound(id: string, round: number, body: Readable): Promise<void>;
   endLive(id: string): Promise<void>;

@@ -8,6 +8,7 @@ import type { Services } from "../services.ts";
 import { blobsOf } from "../synthesis/references.ts";
 import { discardCopy } from "./copies.ts";
 import type { MoveFiles } from "./files.ts";
+import { endForwards } from "./forwarding.ts";
 
 /** Nothing that an earlier stay or an earlier attempt has left may mix with what arrives. */
 export async function makeRoom(
@@ -70,6 +71,9 @@ async function reserve(
     const others = (await records.list()).filter((record) => record.spec.id !== spec.id);
     await checkPorts(services, { spec, others, existing });
     const network = allocateNetwork(spec.id, new Set([...others, ...(await services.builds.list())].map((other) => other.network.address)));
-    await records.write({ network, spec, ownership, complete: false, restartPending: false });
+    await endForwards(services, spec);
+    // until it runs here again, it runs where its clients are passed on to
+    const forward = existing?.forward && { forward: existing.forward };
+    await records.write({ network, spec, ownership, complete: false, restartPending: false, ...forward });
   });
 }

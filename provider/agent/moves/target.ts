@@ -15,7 +15,7 @@ import { LiveArrivals } from "./liveArrivals.ts";
 import { makeArrived, takeSizes, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
 import { blobsOfSpec, checkPrepare, makeRoom, ownAddresses } from "./reservation.ts";
-import type { Activation, Arrival, Completion, LiveStart } from "./wire.ts";
+import type { Activated, Activation, Arrival, Completion, LiveStart } from "./wire.ts";
 
 /** What a target gets done, in this order. */
 export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
@@ -247,7 +247,7 @@ export class MoveTarget implements Receiver {
     });
   }
 
-  async activate(id: string, { seal, epoch, live }: Activation): Promise<{ givenUp: boolean }> {
+  async activate(id: string, { seal, epoch, live }: Activation): Promise<Activated> {
     const givenUp = await this.#inTurn(id, async () => {
       const { record, arrival } = await this.#both(id);
       if (arrival.epoch !== epoch) throw new CloudletError("CONFLICT", `${id} arrives here at epoch ${arrival.epoch}, not at ${epoch}`);
@@ -274,7 +274,7 @@ export class MoveTarget implements Receiver {
       return false;
     });
     if (!givenUp) this.#start(id, { signal: new AbortController().signal, step: () => undefined, status: () => undefined });
-    return { givenUp };
+    return { givenUp, ports: (await this.#both(id)).record.spec.ports };
   }
 
   async complete(id: string, { report, history }: Completion): Promise<void> {
@@ -309,8 +309,9 @@ export class MoveTarget implements Receiver {
   async #own(record: InstanceRecord, { epoch, from, parts = [], volumes }: ArrivalFile): Promise<void> {
     if (volumes === undefined) await takeVolumes(this.#services, record, parts);
     else await takeSizes(this.#services, record, volumes);
+    const { forward: _, ...mine } = record;
     await this.#services.records.write({
-      ...record,
+      ...mine,
       ownership: { epoch, role: "owner", peer: from },
       complete: true,
       restartPending: false,

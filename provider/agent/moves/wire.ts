@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { handoffEventSchema, moveReportSchema } from "../handoffProtocol.ts";
-import { digestSchema, jobErrorSchema, kindSchema } from "../protocol.ts";
+import { digestSchema, jobErrorSchema, kindSchema, portSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
 /** Where a move stands on the target, as the source sees it. */
@@ -20,8 +20,9 @@ export const missingSchema = z.object({ missing: z.array(digestSchema) });
 export const sealRequestSchema = z.object({ seal: digestSchema });
 export const activateSchema = z.object({ seal: digestSchema, epoch: z.int(), live: z.boolean().default(false) });
 export type Activation = z.infer<typeof activateSchema>;
-/** `givenUp`: the target has lost what was sealed, and can never start it at this epoch. */
-export const activatedSchema = z.object({ givenUp: z.boolean().default(false) });
+/** `givenUp`: the target has lost what was sealed, and can never start it at this epoch. `ports`: what is published there. */
+export const activatedSchema = z.object({ givenUp: z.boolean().default(false), ports: z.array(portSchema).default([]) });
+export type Activated = z.infer<typeof activatedSchema>;
 /** A running guest, in its driver's own words, and the sizes of the cloudlet's volumes in MiB. */
 export const liveSchema = z.object({ shape: z.string().max(32 * 1024 * 1024), volumes: z.array(z.int()) });
 export type LiveStart = z.infer<typeof liveSchema>;

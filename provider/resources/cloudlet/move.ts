@@ -91,6 +91,7 @@ async function handOver(
     const ends = { from: await context.host(old.connection), to: await context.host(want.connection) };
     const relay = await openRelay(ends, context.signal);
     await source.run("move.run", { ...args, route: "operator", relayPort: relay.port }, options).finally(() => relay.close());
+    if (here.spec.ports.length > 0) context.warn(`${from} does not pass clients on to ${to}, as it cannot reach it directly`);
   }
 }
 

@@ -3,7 +3,19 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { arrivalSteps } from "../../../provider/agent/moves/target.ts";
 import { eventually, RigNode, World } from "./rig.ts";
 
-const sourceSteps = ["connected", "supplied", "stopped", "exported", "sent", "sealed", "released", "activated", "answered", "discarded"];
+const sourceSteps = [
+  "connected",
+  "supplied",
+  "stopped",
+  "exported",
+  "sent",
+  "sealed",
+  "released",
+  "activated",
+  "passing",
+  "answered",
+  "discarded",
+];
 const targetSteps = ["prepared", ...arrivalSteps.map((step) => `arrival.${step}`)];
 const afterRelease = sourceSteps.slice(sourceSteps.indexOf("released"));
 
@@ -35,6 +47,8 @@ async function expectMoved(): Promise<void> {
   const left = await a.record();
   expect(left?.ownership).toMatchObject({ role: "released", epoch: 2, peer: "b" });
   expect(left?.leaving).toBeUndefined();
+  expect(left?.forward).toMatchObject({ address: "127.0.0.1", ports: [{ protocol: "tcp", hostPort: 8080, targetPort: 8080 }] });
+  expect((await b.record())?.forward).toBeUndefined();
   expect(await b.leftOvers()).toEqual([]);
 }
 

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { eventually, RigNode, World } from "./rig.ts";
 
-const sourceSteps = ["supplied", "round1", "paused", "sealed", "released", "activated", "answered", "discarded"];
+const sourceSteps = ["supplied", "round1", "paused", "sealed", "released", "activated", "passing", "answered", "discarded"];
 const targetSteps = ["waiting", "received", "sealed", "owned", "activated", "up", "ready", "completed"].map((step) => `arrival.${step}`);
 const afterRelease = sourceSteps.slice(sourceSteps.indexOf("released"));
 
@@ -29,6 +29,7 @@ async function expectMoved(epoch = 2): Promise<void> {
   expect([...a.driver.guests]).toEqual([]);
   expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch });
   expect((await a.record())?.ownership).toMatchObject({ role: "released", epoch, peer: "b" });
+  expect((await a.record())?.forward).toMatchObject({ address: "127.0.0.1" });
   expect(await b.leftOvers()).toEqual([]);
 }
 

@@ -200,7 +200,11 @@ export class RigNode {
   async make(): Promise<void> {
     const base = digestText("base");
     await this.services.store.put(base, () => Readable.from([Buffer.from("base")]));
-    await applyInstance(this.services, { spec: spec(base, { id }), fresh: true }, this.context());
+    await applyInstance(
+      this.services,
+      { spec: spec(base, { id, ports: [{ port: 80, hostPort: 8080, protocol: "tcp" }] }), fresh: true },
+      this.context(),
+    );
   }
 
   record(): Promise<InstanceRecord | undefined> {

@@ -30,6 +30,7 @@ describe("a virtual machine that is moved while it runs", () => {
   it("goes on with what is only in its memory, and its subscriber waits no longer than for the pause", async () => {
     await gateways.lab.shape("gw1", { mbit: 25 });
     const before = await count("gw1");
+    const connection = await gateways.halfAsked("gw1");
     const watcher = watchSubscriber(gateways);
     const moved = await gateways.up(at("gw2"));
     const seen = await watcher.stop();
@@ -45,6 +46,10 @@ describe("a virtual machine that is moved while it runs", () => {
     expect(report.mode).toBe("live");
     expect(seen.wentBack).toEqual([]);
     expect(await gateways.visit("gw2")).toBe(seen.last + 1);
+    const old = await connection.ask();
+    console.log(`a connection that was open at the old address: ${old.outcome} after ${old.afterMillis} ms`);
+    expect(old.outcome).toBe("ECONNRESET");
+    expect(await gateways.peek("gw1"), "clients of the old address are passed on").toBe(seen.last + 1);
     expect(await count("gw2")).toBeGreaterThan(before);
     expect(await gateways.exec(["cat", "/data/note"], "gw2")).toBe("travels\n");
     expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 1]);

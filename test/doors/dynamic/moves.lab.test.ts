@@ -34,6 +34,7 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
     expect(seen.wentBack).toEqual([]);
     expect(seen.answers).toBeGreaterThan(2);
     expect(await gateways.visit("gw2")).toBe(seen.last + 1);
+    expect(await gateways.visit("gw1"), "clients of the old address are passed on").toBe(seen.last + 2);
     expect(await gateways.exec(["cat", "/data/note"], "gw2")).toBe("travels\n");
     expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 1]);
     const report = moved.outputs["lastMove"] as MoveReport;
@@ -63,9 +64,11 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
       expect(moved, moved.text).toMatchObject({ ok: true });
       expect(moved.outputs["lastMove"]).toMatchObject({ route: "operator", to: "gw2" });
       expect(await gateways.peek("gw2")).toBeGreaterThan(0);
+      expect(moved.diagnostics).toContain("gw1 does not pass clients on to gw2");
     } finally {
       await gateways.lab.healBetween("gw1", "gw2");
     }
+    expect(await gateways.peek("gw1")).toBeUndefined();
   });
 
   it("takes the history of its moves along", async () => {
