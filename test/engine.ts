@@ -34,7 +34,8 @@ export interface TestStack {
   /** Folder of the program, with `node_modules/pulumi-cloudlet` and `node_modules/@pulumi/pulumi` in it. */
   directory: string;
   preview(program?: PulumiFn): Promise<Outcome>;
-  up(program?: PulumiFn): Promise<Outcome>;
+  /** `interrupt` does what Ctrl-C does. */
+  up(program?: PulumiFn, interrupt?: AbortSignal): Promise<Outcome>;
   refresh(): Promise<Outcome>;
   destroy(): Promise<Outcome>;
   /** The stack's resources as stored, secrets encrypted. */
@@ -60,10 +61,18 @@ export interface StackSettings {
   stack?: string;
   program: PulumiFn;
   env?: Record<string, string>;
+  /** Folder of the plugin that serves `cloudlet`; without one it is the repository, where the plugin is built. */
+  plugin?: string;
 }
 
 /** A stack of its own in a folder of its own, run by the real engine. */
-export async function openStack({ project = "test", stack = "dev", program, env = {} }: StackSettings): Promise<TestStack> {
+export async function openStack({
+  project = "test",
+  stack = "dev",
+  program,
+  env = {},
+  plugin = repository,
+}: StackSettings): Promise<TestStack> {
   const directory = await programFolder();
   const engine = pulumiPath();
   let current = program;
@@ -73,7 +82,11 @@ export async function openStack({ project = "test", stack = "dev", program, env 
     {
       envVars,
       pulumiCommand: await PulumiCommand.get({ root: dirname(dirname(engine)) }),
-      projectSettings: { name: project, runtime: "nodejs", main: directory, backend: { url: `file://${join(directory, "backend")}` } },
+      projectSettings: Object.assign(
+        { name: project, runtime: "nodejs", main: directory, backend: { url: `file://${join(directory, "backend")}` } },
+        // the SDK's type does not know it
+        { plugins: { providers: [{ name: "cloudlet", path: plugin }] } },
+      ),
       secretsProvider: "passphrase",
       workDir: directory,
     },
@@ -83,7 +96,10 @@ export async function openStack({ project = "test", stack = "dev", program, env 
   return {
     directory,
     preview: (next = current) => ((current = next), outcome((recorder) => made.preview({ ...recorder, diff: true }))),
-    up: (next = current) => ((current = next), outcome((recorder) => made.up(recorder))),
+    up: (next = current, interrupt) => (
+      (current = next),
+      outcome((recorder) => made.up({ ...recorder, ...(interrupt && { signal: interrupt }) }))
+    ),
     refresh: () => outcome((recorder) => made.refresh(recorder)),
     destroy: () => outcome((recorder) => made.destroy(recorder)),
     stateText: stored,

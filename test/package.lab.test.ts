@@ -43,12 +43,14 @@ it("the package holds what is built, the documentation and nothing else", () => 
       "dist/cli.js",
       "dist/hooks.js",
       "dist/flattenProcess.js",
+      "dist/plugin.js",
+      "pulumi-resource-cloudlet",
       "dist/dynamic.js",
       "dist/types/sdk/dynamic/index.d.ts",
     ]),
   );
   const outside =
-    /^(dist\/(agent|cli|hooks|dynamic|flattenProcess)\.js|dist\/package\.json|dist\/types\/sdk\/dynamic\/\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.svg)$/;
+    /^(dist\/(agent|cli|hooks|dynamic|flattenProcess|plugin)\.js|dist\/package\.json|dist\/types\/sdk\/dynamic\/\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.svg)$/;
   const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json"];
   expect(packed.filter((path) => !plain.includes(path) && !outside.test(path))).toEqual([]);
 });

@@ -1,9 +1,10 @@
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { build, type BuildOptions, type Plugin } from "esbuild";
 
 const root = join(import.meta.dirname, "..");
+const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
 
 /** The classes get Pulumi's SDK by a detour that also works in a linked checkout. */
 const linkable: Plugin = {
@@ -29,6 +30,17 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
     source: "provider/cli/main.ts",
     output: "cli.js",
     options: { packages: "external", target: "node22", banner: { js: "#!/usr/bin/env node" } },
+  },
+  // the plugin: one file with everything in it, Pulumi's protocol included
+  {
+    source: "provider/doors/plugin/main.ts",
+    output: "plugin.js",
+    // ssh2 does without its native parts
+    options: {
+      target: "node22",
+      external: ["*.node"],
+      define: { packageVersion: JSON.stringify(version), "import.meta.dirname": "__dirname" },
+    },
   },
   // one file with everything in it, for the Node of the node's distribution
   { source: "provider/agent/main.ts", output: "agent.js", options: { target: "node18" } },

@@ -4,11 +4,13 @@ import type { Declarations } from "./declarations.ts";
 import { diffInputs } from "./diff.ts";
 import { fieldsOf } from "./fields.ts";
 import { parseKnown } from "./parse.ts";
-import { containsUnknown, isRecord } from "./values.ts";
+import { isRecord, knownFields } from "./values.ts";
 
 export interface CheckRequest {
   /** Inputs as the program gave them, unknown values included. */
   news: Record<string, unknown>;
+  /** What stands in for fields of these names that the program leaves out, where the resource has them. */
+  defaults?: Record<string, unknown>;
   /** The state before, if any. */
   old?: Record<string, unknown> | undefined;
   declarations: Declarations;
@@ -25,7 +27,7 @@ export interface CheckResult {
 
 /** Parse, complete, then the rules of the domain. Never throws for what a user can write, and reaches no node. */
 export async function checkInputs(definition: ResourceDefinition, request: CheckRequest): Promise<CheckResult> {
-  const parsed = parseKnown(definition.inputs, request.news);
+  const parsed = parseKnown(definition.inputs, withDefaults(definition, request));
   if (!isRecord(parsed.value) || parsed.issues.length > 0) return { inputs: request.news, issues: parsed.issues };
   const declared = request.declarations.besides(definition, knownFields(parsed.value));
   const given = new Set(Object.entries(parsed.value).flatMap(([name, value]) => (value === undefined ? [] : [name])));
@@ -44,16 +46,16 @@ export async function checkInputs(definition: ResourceDefinition, request: Check
   }
 }
 
+function withDefaults(definition: ResourceDefinition, { news, defaults = {} }: CheckRequest): Record<string, unknown> {
+  const missing = Object.entries(defaults).filter(([name]) => name in definition.inputs.shape && (news[name] ?? undefined) === undefined);
+  return { ...news, ...Object.fromEntries(missing) };
+}
+
 async function complete(definition: ResourceDefinition, inputs: Record<string, unknown>, context: CheckContext): Promise<CheckResult> {
   if (!definition.complete) return { inputs, issues: [] };
   const known = knownFields(inputs);
   const completed = await definition.complete(known, context);
   return { inputs: { ...inputs, ...completed.inputs }, issues: completed.issues };
-}
-
-/** Fields without any unknown part: what is half known would be read as if the rest were left out. */
-function knownFields(inputs: Record<string, unknown>): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(inputs).filter(([, value]) => !containsUnknown(value)));
 }
 
 function withoutCheckOnly(definition: ResourceDefinition, inputs: Record<string, unknown>): Record<string, unknown> {

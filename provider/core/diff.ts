@@ -16,6 +16,17 @@ export function diffInputs(inputs: z.ZodObject, have: Record<string, unknown>, w
   );
 }
 
+/** Without what the program says to ignore: paths in Pulumi's notation, and all below them. */
+export function withoutIgnored(changes: Change[], ignored: readonly string[]): Change[] {
+  const below = (path: string, top: string): boolean => path === top || (path.startsWith(top) && /^[.[]/.test(path.slice(top.length)));
+  return changes.filter(({ path }) => !ignored.some((top) => top === "*" || below(path, top)));
+}
+
+/** Top-level properties whose change replaces the resource. */
+export function replacing(changes: Change[]): string[] {
+  return [...new Set(changes.filter(({ replaces }) => replaces).map(({ path }) => path.split(/[.[]/, 1)[0] ?? path))];
+}
+
 interface Pair {
   have: unknown;
   want: unknown;

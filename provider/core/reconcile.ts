@@ -3,6 +3,7 @@ import type { ResourceDefinition } from "./define.ts";
 import { diffInputs } from "./diff.ts";
 import { CloudletError, describeError } from "./errors.ts";
 import { fieldsOf } from "./fields.ts";
+import { knownFields } from "./values.ts";
 
 export type State = Record<string, unknown>;
 
@@ -33,9 +34,26 @@ export async function update(
   return reconcile(definition, { ...change, old: withDefaults(definition, change.old) }, context);
 }
 
+/** What a preview may show of the state that create or update would end in; unknown outputs are absent. */
+export function preview(definition: ResourceDefinition, inputs: State, old: State | undefined): State {
+  return { ...inputs, ...definition.predict?.(knownFields(inputs), old && withDefaults(definition, old)) };
+}
+
 /** undefined = the node answered and has none. A node that does not answer is an error, never an absence. */
 export async function read(definition: ResourceDefinition, known: State, context: Context): Promise<State | undefined> {
   return definition.observe(withDefaults(definition, known), context);
+}
+
+/** What an id alone leads to, for import. undefined = the node answered and has none. */
+export async function adopt(
+  definition: ResourceDefinition,
+  given: { id: string; owner: string },
+  context: Context,
+): Promise<{ id: string; state: State } | undefined> {
+  if (!definition.adopt)
+    throw new CloudletError("UNSUPPORTED", `a ${definition.token} cannot be imported`, { fix: "declare it; what is there is taken up" });
+  const state = await definition.observe(definition.adopt(given.id, given), context);
+  return state && { id: definition.identity(state), state };
 }
 
 export async function remove(definition: ResourceDefinition, have: State, context: Context): Promise<void> {

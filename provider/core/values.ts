@@ -18,6 +18,11 @@ export function containsUnknown(value: unknown): boolean {
   return isRecord(value) && Object.values(value).some(containsUnknown);
 }
 
+/** Fields without any unknown part: what is half known would be read as if the rest were left out. */
+export function knownFields(inputs: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(inputs).filter(([, value]) => !containsUnknown(value)));
+}
+
 /** Pulumi treats null, undefined and a missing property alike, so object properties that are null or undefined go. */
 export function withoutNulls(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(withoutNulls);

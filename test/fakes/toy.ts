@@ -1,13 +1,11 @@
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { z } from "zod";
-import { Declarations } from "../../provider/core/declarations.ts";
 import type { Context } from "../../provider/core/context.ts";
 import { defineResource } from "../../provider/core/define.ts";
 import { CloudletError } from "../../provider/core/errors.ts";
-import { digests, local } from "../../provider/local/files.ts";
-import { reportToEngine } from "../../provider/doors/dynamic/engineLog.ts";
-import { dynamicHooks } from "../../provider/doors/dynamic/translate.ts";
+import { local } from "../../provider/local/files.ts";
 
 const inputs = z.strictObject({
   folder: z.string().describe("Stands for the node.").meta({ replaces: true }),
@@ -24,6 +22,8 @@ const inputs = z.strictObject({
   login: z.strictObject({ user: z.string().default("root"), password: z.string().optional().meta({ secret: true }) }).optional(),
   /** Makes apply fail after the file was written. */
   breaks: z.boolean().default(false),
+  /** Seconds that apply takes after the file was written. */
+  slow: z.int().default(0),
 });
 const outputs = z.strictObject({ size: z.int(), serial: z.string() });
 
@@ -42,6 +42,11 @@ export const toy = defineResource({
         : [],
     ),
   ],
+  predict: ({ content }) => (content === undefined ? {} : { size: content.length }),
+  adopt: (id, { owner: _owner }) => {
+    const [name = "", folder = ""] = id.split("@");
+    return inputs.parse({ name, folder });
+  },
   async observe(known, context) {
     await context.host({ host: known.folder });
     const file = join(known.folder, known.name);
@@ -54,6 +59,7 @@ export const toy = defineResource({
     context.status(`writing ${want.name}`);
     if (want.content === "warn") context.warn("look at this");
     writeFileSync(join(want.folder, want.name), JSON.stringify(want));
+    if (want.slow > 0) await setTimeout(want.slow * 1000, undefined, { signal: context.signal });
     if (want.breaks) throw new CloudletError("FAILED", `writing ${want.name} broke`);
   },
   async remove(have, context) {
@@ -62,12 +68,12 @@ export const toy = defineResource({
   },
 });
 
-export function toyContext(report: Pick<Context, "status" | "warn">): Context {
+export function toyContext(report: Pick<Context, "status" | "warn">, signal = AbortSignal.timeout(60_000)): Context {
   const absent = (): never => {
     throw new CloudletError("BUG", "the toy has none");
   };
   return {
-    signal: AbortSignal.timeout(60_000),
+    signal,
     ...report,
     local,
     agent: absent,
@@ -79,12 +85,3 @@ export function toyContext(report: Pick<Context, "status" | "warn">): Context {
         : Promise.reject(new CloudletError("UNREACHABLE", `${host} does not answer`)),
   };
 }
-
-/** The dynamic door with the toy behind it, as the built package has it with the real resources. */
-export const hooksOf = dynamicHooks({
-  note: () => undefined,
-  definitions: [toy],
-  declarations: new Declarations(),
-  digests,
-  open: (subject) => toyContext(reportToEngine(subject)),
-});

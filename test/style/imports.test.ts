@@ -92,6 +92,20 @@ const rules: Rule[] = [
   { files: /^provider\/index\.ts$/, may: [/^provider\/resources\//], types: [core] },
   { files: /^provider\/runtime\.ts$/, may: [core, operatorsEnd, protocol, /^provider\/(local|transport)\//] },
   {
+    files: /^provider\/doors\/plugin\//,
+    may: [
+      /^provider\/doors\/(plugin\/|engineLog\.ts$)/,
+      core,
+      /^provider\/(index|runtime)\.ts$/,
+      /^provider\/functions\//,
+      /^schema\.json$/,
+      // Pulumi's protocol, which the build puts into the plugin
+      /^@pulumi\/pulumi\/proto\//,
+      /^@grpc\/grpc-js$/,
+      /^google-protobuf\//,
+    ],
+  },
+  {
     files: /^provider\/doors\//,
     may: [/^provider\/doors\//, core, /^provider\/(index|runtime)\.ts$/, /^provider\/functions\//, builtins],
     types: [/^@pulumi\/pulumi/, /^@grpc\/grpc-js$/],

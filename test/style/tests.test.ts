@@ -31,6 +31,7 @@ const built: { files: RegExp; by: string }[] = [
   { files: /^provider\/local\/flattenProcess\.ts$/, by: "test/local/flatten.lab.test.ts" },
   { files: /^provider\/cli\/main\.ts$/, by: "test/cli/overlay.lab.test.ts" },
   { files: /^provider\/synthesis\/hydrate\//, by: "test/synthesis/hydrate/program.ts" },
+  { files: /^provider\/doors\/(engineLog|plugin\/\w+)\.ts$/, by: "test/doors/plugin/protocol.lab.test.ts" },
   { files: /^provider\/core\/schema\.ts$/, by: "tools/generate.ts" },
 ];
 

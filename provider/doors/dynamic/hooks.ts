@@ -1,7 +1,7 @@
 import { cloudletFunctions } from "../../functions/cloudletFunctions.ts";
 import { resources } from "../../index.ts";
 import { openContext, run } from "../../runtime.ts";
-import { reportToEngine } from "./engineLog.ts";
+import { reportToEngine } from "./report.ts";
 import { dynamicHooks } from "./translate.ts";
 
 /** The hooks of one resource type. The constant provider objects load them at run time, so that fixes reach the state of older programs. */

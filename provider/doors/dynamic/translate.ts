@@ -3,7 +3,7 @@ import type { Context } from "../../core/context.ts";
 import { checkInputs } from "../../core/check.ts";
 import type { Declarations } from "../../core/declarations.ts";
 import type { Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
-import { diffInputs } from "../../core/diff.ts";
+import { diffInputs, replacing } from "../../core/diff.ts";
 import { CloudletError, describeError } from "../../core/errors.ts";
 import * as reconcile from "../../core/reconcile.ts";
 import { isRecord, withoutNulls } from "../../core/values.ts";
@@ -36,10 +36,9 @@ export function dynamicHooks({ definitions, declarations, digests, open, note }:
     diff(_id, olds: Props, news: Props) {
       const definition = find(token);
       const changes = diffInputs(definition.inputs, olds, news);
-      const replaces = new Set(changes.filter((change) => change.replaces).map(({ path }) => topLevel(path)));
       return Promise.resolve({
         changes: changes.length > 0,
-        replaces: [...replaces],
+        replaces: replacing(changes),
         deleteBeforeReplace: definition.inStateOnly !== true,
       });
     },
@@ -100,10 +99,6 @@ function plain(props: Props): Props {
 function stored(state: Props): Props {
   const kept = withoutNulls(state);
   return isRecord(kept) ? kept : {};
-}
-
-function topLevel(path: string): string {
-  return path.split(/[.[]/, 1)[0] ?? path;
 }
 
 function subjectOf(definition: ResourceDefinition, inputs: Props): string {
