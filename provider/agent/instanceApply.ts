@@ -173,7 +173,7 @@ async function forgetIncoming(services: Services, { spec, fresh }: VerbArgs<"ins
   const record = await services.records.read(spec.id);
   if (!fresh || record?.ownership.role !== "incoming" || record.spec.owner !== spec.owner) return;
   const files = new MoveFiles(services.root);
-  await services.lock.run(`arrival:${spec.id}`, () => forgetArrived(services, files, { record, context }));
+  await services.lock.run(`arrival:${spec.id}`, () => forgetArrived(services, files, { record, progress: context }));
 }
 
 /** Checks that the spec may be applied here and writes it down, as one step that nothing else on this node can get between. */

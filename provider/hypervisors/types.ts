@@ -137,6 +137,8 @@ export interface CommonImages {
 export interface Live {
   /** What the target must know to receive this guest, in the driver's own words; or why it can only be moved while it is stopped. */
   shape(guest: Guest): Promise<{ shape: string } | { impossible: string }>;
+  /** Bytes that its disk and volumes take up here, and will on the target. */
+  diskBytes(guest: Guest): Promise<number>;
   depart(guest: Guest, images: CommonImages, progress: Progress): Promise<LiveDeparture>;
   /** The guest runs on here, and nothing is left of an attempt to move it. Of one whose process has gone, nothing is done. */
   stay(guest: Guest): Promise<void>;
@@ -146,6 +148,8 @@ export interface Live {
   isWaiting(guest: Guest): Promise<boolean>;
   /** Lets such a guest run; one whose process is gone boots from its disk. */
   release(guest: Guest, progress: Progress): Promise<void>;
+  /** Sets the guest's clock, which stood still during the pause, where somebody in the guest does that. Fails for nothing, and takes seconds at most. */
+  catchUp(guest: Guest): Promise<void>;
 }
 
 /** What a hypervisor without memory of its own does for synthesis (lxd): the delta of the root file system as a tar, with whiteouts. */

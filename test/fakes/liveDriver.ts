@@ -6,6 +6,10 @@ export class FakeLive implements Live {
   readonly #driver: FakeDriver;
   /** Guests that have arrived whole; their processes outlive the agent, and die by `lose`. */
   readonly #waiting = new Set<string>();
+  /** What a guest takes up on the disk. */
+  bytes = 0;
+  /** Guests whose clocks were set. */
+  readonly caughtUp: string[] = [];
 
   constructor(driver: FakeDriver) {
     this.#driver = driver;
@@ -14,6 +18,10 @@ export class FakeLive implements Live {
   shape(guest: Guest): Promise<{ shape: string } | { impossible: string }> {
     const running = this.#driver.guests.get(guest.name)?.state === "running";
     return Promise.resolve(running ? { shape: guest.name } : { impossible: "it does not run" });
+  }
+
+  diskBytes(): Promise<number> {
+    return Promise.resolve(this.bytes);
   }
 
   depart(guest: Guest): Promise<LiveDeparture> {
@@ -67,6 +75,11 @@ export class FakeLive implements Live {
   async release(guest: Guest): Promise<void> {
     this.#waiting.delete(guest.name);
     await this.#driver.start(guest);
+  }
+
+  catchUp(guest: Guest): Promise<void> {
+    this.caughtUp.push(guest.name);
+    return Promise.resolve();
   }
 
   /** All processes of this hypervisor are killed. */

@@ -1,5 +1,6 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
+import type { Progress } from "../../hypervisors/types.ts";
 import { guestOf } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
 import type { InstanceRecord } from "../records.ts";
@@ -36,11 +37,10 @@ export async function removeExport(services: Services, id: string): Promise<void
 export async function forgetArrived(
   services: Services,
   files: MoveFiles,
-  work: { record: InstanceRecord; context: JobContext },
+  { record, progress }: { record: InstanceRecord; progress: Progress },
 ): Promise<void> {
-  const { record, context } = work;
   const driver = await services.hypervisors.driver(record.spec.kind);
-  await driver.remove(await guestOf(services, record), context);
+  await driver.remove(await guestOf(services, record), progress);
   for (const { id } of record.spec.volumes) {
     if ((await services.volumes.read(id))?.place !== "here") await rm(services.volumes.dataPath(id), { recursive: true, force: true });
   }

@@ -14,6 +14,7 @@ import {
   activateSchema,
   completeSchema,
   recipesSchema,
+  roomSchema,
   sealRequestSchema,
   type Arrival,
   type Completion,
@@ -29,6 +30,7 @@ export interface Receiver {
   arrival(id: string): Promise<Arrival>;
   supply(id: string, digest: string, body: Readable): Promise<void>;
   prepareLayer(id: string): Promise<void>;
+  requireRoom(id: string, bytes: number): Promise<void>;
   begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]>;
   receive(id: string, body: Readable): Promise<void>;
   seal(id: string, seal: string): Promise<void>;
@@ -140,6 +142,8 @@ export class DataServer {
         return this.#receiver.arrival(id);
       case "POST /v1/layer":
         return this.#receiver.prepareLayer(id);
+      case "POST /v1/room":
+        return this.#receiver.requireRoom(id, (await bodyOf(incoming, roomSchema)).bytes);
       case "PUT /v1/recipes": {
         const { mode, parts } = await bodyOf(incoming, recipesSchema);
         return { missing: await this.#receiver.begin(id, mode, parts) };

@@ -18,6 +18,7 @@ import type { Handoffs } from "./handoffs.ts";
 import { moveLive } from "./liveMove.ts";
 import { makeRecipe, sealOf, type Recipe } from "./recipe.ts";
 import { endOf, reportOf } from "./reports.ts";
+import { requireRoom } from "./room.ts";
 import { activatedSchema, arrivalSchema, missingSchema, type Activated, type Arrival } from "./wire.ts";
 
 const empty = z.object({});
@@ -168,10 +169,14 @@ export class MoveSource {
   async #letGo(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
     const { id } = record.spec;
     const opened = await this.#open(record);
-    await this.#supply(record, way).catch(async (error: unknown) => {
+    try {
+      if (departure.mode === "live") await requireRoom(this.#services, opened, way);
+      await this.#supply(record, way);
+    } catch (error) {
+      await this.#files.forgetDeparture(id);
       await this.#handoffs.noteFailure(id, error, true);
       throw error;
-    });
+    }
     try {
       const sent = await this.#hand(opened, departure, way);
       await this.#files.writeDeparture(id, { ...departure, ...sent });

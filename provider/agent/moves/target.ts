@@ -96,10 +96,7 @@ export class MoveTarget implements Receiver {
     await this.#inTurn(id, async () => {
       const record = await this.#services.records.read(id);
       if (record?.ownership.role !== "incoming") return;
-      this.#endAssembly(id);
-      await this.#live.end(id);
-      await forgetArrived(this.#services, this.#files, { record, context });
-      await this.closeWhenIdle();
+      await this.#forget(record, context);
       context.step("cancelled");
     });
   }
@@ -157,6 +154,19 @@ export class MoveTarget implements Receiver {
     const { overlay } = (await this.#both(id)).record.spec;
     if (overlay !== undefined)
       await this.#services.layers.make(overlay.digest, { signal: AbortSignal.timeout(layerMillis), status: () => undefined });
+  }
+
+  /** Asked before anything is sent. Of a move that does not fit nothing stays here. */
+  async requireRoom(id: string, bytes: number): Promise<void> {
+    await this.#inTurn(id, async () => {
+      const { record } = await this.#both(id);
+      try {
+        await this.#services.store.requireSpace(bytes);
+      } catch (error) {
+        if (record.ownership.role === "incoming") await this.#forget(record, { signal: AbortSignal.timeout(discardMillis) });
+        throw error;
+      }
+    });
   }
 
   async begin(id: string, mode: "cold" | "state", parts: Recipe[]): Promise<string[]> {
@@ -291,6 +301,13 @@ export class MoveTarget implements Receiver {
     );
   }
 
+  async #forget(record: InstanceRecord, { signal }: Pick<JobContext, "signal">): Promise<void> {
+    this.#endAssembly(record.spec.id);
+    await this.#live.end(record.spec.id);
+    await forgetArrived(this.#services, this.#files, { record, progress: { signal, status: () => undefined } });
+    await this.closeWhenIdle();
+  }
+
   /** Memory that is lost makes what was sealed worthless: from now on this node can never start it at that epoch, and says so. */
   async #giveUp(record: InstanceRecord): Promise<void> {
     await this.#services.records.write({ ...record, ownership: { ...record.ownership, role: "released" } });
@@ -337,6 +354,8 @@ export class MoveTarget implements Receiver {
       this.#options.onStep("up");
       await note(id, { phase: "ready" });
       this.#options.onStep("ready");
+      // nobody waits for that
+      void live?.catchUp(guest).catch(() => undefined);
     };
     void services.lock.run(`instance:${id}`, work).catch(async (error: unknown) => {
       await note(id, { phase: "failed", error: toJobError(error) }).catch(() => undefined);

@@ -15,6 +15,8 @@ export const arrivalSchema = z.object({
 });
 export type Arrival = z.infer<typeof arrivalSchema>;
 
+/** What a move will take up on the target's disk, as far as that is known before it begins. */
+export const roomSchema = z.object({ bytes: z.int().min(0) });
 export const recipesSchema = z.object({ mode: z.enum(["cold", "state"]), parts: z.array(recipeSchema).max(64) });
 export const missingSchema = z.object({ missing: z.array(digestSchema) });
 export const sealRequestSchema = z.object({ seal: digestSchema });
@@ -37,6 +39,7 @@ export type Completion = z.infer<typeof completeSchema>;
  * The data port of a target agent, while a move is expected or blobs are offered (TLS, certificate pinned, `Authorization: Bearer TOKEN`, `?id=CLOUDLET`):
  *   GET  /v1/blobs/DIGEST       a blob that this node offers, with the offer's token and no `id`; HEAD and one Range too
  *   GET  /v1/arrival            Arrival
+ *   POST /v1/room               whether there is room; of a move that does not fit nothing stays
  *   PUT  /v1/blobs/DIGEST       a blob of the store, verified
  *   POST /v1/layer              recombine the cloudlet's overlay, whose blobs are there by now
  *   PUT  /v1/recipes            recipes -> missing digests

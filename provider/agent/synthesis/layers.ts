@@ -244,6 +244,7 @@ function served(directory: string, below: LayersBelow): Pick<Origin, "disk" | "m
   return { disk: image("disk"), memory: image("memory") };
 }
 
-function rawBytes({ pack }: Manifest): number {
+/** What an overlay takes up once it is recombined. */
+export function rawBytes({ pack }: Manifest): number {
   return pack.chunks.reduce((sum, chunk) => sum + chunk.rawBytes, 0);
 }

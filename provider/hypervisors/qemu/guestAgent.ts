@@ -16,8 +16,10 @@ export interface GuestAgent {
   /** Flushes and blocks every mounted file system; returns how many. While frozen the agent answers nothing but thaw. */
   freeze(): Promise<number>;
   thaw(): Promise<void>;
-  /** Sets the guest's clock: one that was resumed believes that it is still the moment when its memory was saved. */
-  setTime(millis: number): Promise<void>;
+  /** What the guest takes for the present, in milliseconds since 1970. */
+  time(): Promise<number>;
+  /** Sets the guest's clock to the present: one that was resumed believes that it is still the moment when its memory was saved. */
+  setTime(): Promise<void>;
   /** Asks the guest's init to power off; the agent gives no answer to that. */
   shutdown(): Promise<void>;
 }
@@ -79,22 +81,26 @@ export function guestAgent(socketPath: string, guest: string): GuestAgent {
     },
     freeze: async () => z.int().parse(await call("guest-fsfreeze-freeze")),
     thaw: async () => void (await call("guest-fsfreeze-thaw")),
-    setTime: (millis) => setTime(call, label, millis),
+    // nanoseconds: more than a number holds exactly
+    time: async () => z.number().parse(await call("guest-get-time")) / 1_000_000,
+    setTime: () => setTime(call, label),
     shutdown: async () => void (await call("guest-shutdown", { mode: "powerdown" }, 2_000).catch(ignoreSilence)),
   };
 }
 
 type Call = (command: string, args?: Record<string, unknown>, timeoutMillis?: number) => Promise<unknown>;
 
-/** By `date` where there is no hwclock, as the guest agent then refuses. */
-async function setTime(call: Call, label: string, millis: number): Promise<void> {
-  const set = await call("guest-set-time", { time: millis * 1_000_000 }).then(
+/** By `date` where there is no hwclock, as the guest agent then refuses. That one knows whole seconds only, and sets nothing back. */
+async function setTime(call: Call, label: string): Promise<void> {
+  const set = await call("guest-set-time", { time: Date.now() * 1_000_000 }).then(
     () => true,
     () => false,
   );
   if (set) return;
-  const command = ["date", "-s", `@${String(Math.round(millis / 1000))}`];
-  await execute(call, { label, command, options: { timeoutMillis: callMillis } });
+  const next = Math.ceil(Date.now() / 1000);
+  await delay(next * 1000 - Date.now());
+  const script = `[ "$(date +%s)" -ge ${String(next)} ] || date -s @${String(next)}`;
+  await execute(call, { label, command: ["/bin/sh", "-c", script], options: { timeoutMillis: callMillis } });
 }
 
 async function execute(call: Call, what: { label: string; command: string[]; options: ExecOptions }): Promise<InstanceExecResult> {

@@ -3,7 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { forgetProcess, kill, processOutput, waitGone } from "../../agent/detached.ts";
 import { exists, readJson, writeDurably } from "../../agent/durable.ts";
-import { CloudletError, codeOf } from "../../core/errors.ts";
+import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import type { Guest, GuestState, Progress } from "../types.ts";
 import { probeAcceleration } from "./acceleration.ts";
 import { removeCgroups } from "./confinement.ts";
@@ -152,10 +152,21 @@ export function correctClock(guest: Guest, around: Surroundings): void {
   const agent = guestAgent(guestFiles(guest).guestAgent, guest.name);
   void agent
     .ping(5_000)
-    .then((answers) => (answers ? agent.setTime(Date.now()) : undefined))
+    .then((answers) => (answers ? agent.setTime() : undefined))
     .catch((error: unknown) =>
       around.log(`the clock of guest ${guest.name} was not set: ${error instanceof Error ? error.message : String(error)}`),
     );
+}
+
+/** Never back: the node that it comes from may have a clock that is ahead of this one's. */
+export async function catchUpClock(guest: Guest, { log }: Pick<Surroundings, "log">): Promise<void> {
+  const agent = guestAgent(guestFiles(guest).guestAgent, guest.name);
+  try {
+    if (!(await agent.ping(5_000))) return;
+    if ((await agent.time()) < Date.now()) await agent.setTime();
+  } catch (error) {
+    log(`the clock of guest ${guest.name} was not set: ${describeError(error)}`);
+  }
 }
 
 /** A guest found paused was left so by an interrupted suspend: its saved memory is out of date the moment it runs on. */

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdir, open, readFile, rm } from "node:fs/promises";
+import { mkdir, open, readFile, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { promisify } from "node:util";
 import { gunzip, gzip } from "node:zlib";
@@ -12,7 +12,7 @@ import { limitProcessor } from "../confinement.ts";
 import { createOverlay, diskInfo } from "../disks.ts";
 import { guestFiles, launchSchema, type Launch } from "../guestFiles.ts";
 import { isLive, launchProcess, openNic, withQmp, type Surroundings } from "../launch.ts";
-import { end, settingsOf, start } from "../lifecycle.ts";
+import { catchUpClock, end, settingsOf, start } from "../lifecycle.ts";
 import { answerDhcp } from "../ownNetwork.ts";
 import { queryStatus, resume } from "../qmpCommands.ts";
 import { openRawView, type RawView } from "../rawView.ts";
@@ -43,6 +43,7 @@ type Shape = z.infer<typeof shapeSchema>;
 export function createLive(surroundings: () => Promise<Surroundings>): Live {
   return {
     shape: async (guest) => shapeOf(guest),
+    diskBytes,
     depart: async (guest, images, progress) => depart(guest, images, { around: await surroundings(), progress }),
     stay,
     receive: async (guest, { shape, images }, progress) =>
@@ -52,8 +53,8 @@ export function createLive(surroundings: () => Promise<Surroundings>): Live {
         { around: await surroundings(), progress },
       ),
     isWaiting,
-    // its clock is behind by the pause, as with QEMU's own migration; setting it each time would hang its agent now and then
     release: async (guest, progress) => start(guest, await surroundings(), progress),
+    catchUp: async (guest) => catchUpClock(guest, await surroundings()),
   };
 }
 
@@ -80,6 +81,12 @@ async function shapeOf(guest: Guest): Promise<{ shape: string } | { impossible: 
     current: launch.settings === settingsOf(guest),
   };
   return { shape: JSON.stringify(shape) };
+}
+
+async function diskBytes(guest: Guest): Promise<number> {
+  let bytes = 0;
+  for (const path of [guestFiles(guest).disk, ...guest.volumes.map(({ hostPath }) => hostPath)]) bytes += (await stat(path)).blocks * 512;
+  return bytes;
 }
 
 async function depart(
