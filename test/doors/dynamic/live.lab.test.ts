@@ -12,6 +12,17 @@ const at = (gateway: "gw1" | "gw2"): Declaration => ({
 const counting =
   "(i=0; while true; do i=$((i+1)); echo $i >/dev/shm/new; mv /dev/shm/new /dev/shm/count; sleep 0.05; done) >/dev/null 2>&1 &";
 
+/** Says what announces itself on the guests' bridge. */
+const hearing = `
+  $| = 1; socket(my $all, 17, 3, 0x0300) or die $!;
+  open my $file, "/sys/class/net/cloudlet0/ifindex"; my $bridge = <$file>;
+  while (defined(my $from = recv($all, my $frame, 2000, 0))) {
+    my (undef, $protocol, $index) = unpack("S n l", $from);
+    next if $index != $bridge;
+    print "RARP\n" if $protocol == 0x8035;
+    print "gratuitous ARP\n" if $protocol == 0x0806 && substr($frame, 28, 4) eq substr($frame, 38, 4);
+  }`;
+
 describe("a virtual machine that is moved while it runs", () => {
   let gateways: Gateways;
   beforeAll(async () => {
@@ -65,6 +76,8 @@ describe("a virtual machine that is moved while it runs", () => {
     await gateways.exec(["sh", "-c", "date -s @$(($(date +%s) - 30))"]);
     expect(await behind("gw1")).toBeGreaterThan(25_000);
     const connection = await gateways.halfAsked("gw1");
+    const { gw2 } = gateways.lab.hosts;
+    await gw2.run("cat >/tmp/hear.pl; setsid perl /tmp/hear.pl >/tmp/heard 2>&1 </dev/null &", { stdin: hearing });
     const watcher = watchSubscriber(gateways);
     const moved = await gateways.up(at("gw2"));
     const seen = await watcher.stop();
@@ -89,6 +102,8 @@ describe("a virtual machine that is moved while it runs", () => {
     expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 1]);
     await gateways.eventually(async () => expect(Math.abs(await behind("gw2"))).toBeLessThan(2_000), 20_000);
     console.log(`its clock is behind by ${await behind("gw2")} ms after the move`);
+    const heard = (await gw2.run("cat /tmp/heard")).trim().split("\n");
+    expect(new Set(heard), "QEMU and the guest announce themselves").toEqual(new Set(["RARP", "gratuitous ARP"]));
     const again = await gateways.preview(at("gw2"));
     expect(again, again.text).toMatchObject({ ok: true, steps: [] });
   });
