@@ -3,14 +3,10 @@ import type { Driver } from "../hypervisors/types.ts";
 import type { HypervisorSpec } from "./protocol.ts";
 
 /** The driver of a kind; only the one that is used is loaded. */
-export async function createDriver(
-  spec: HypervisorSpec,
-  options: { root: string; live: boolean; log(line: string): void },
-): Promise<Driver> {
+export async function createDriver(spec: HypervisorSpec, options: { root: string; log(line: string): void }): Promise<Driver> {
   if (spec.kind === "kvm") {
     const { createQemuDriver } = await import("../hypervisors/qemu/driver.ts");
     return createQemuDriver({
-      live: options.live,
       log: (line) => {
         options.log(line);
       },

@@ -30,7 +30,6 @@ usage: agent [serve]         listen on ${paths.socket}
 environment:
   CLOUDLET_ROOT      directory of the agent's data (default ${paths.root})
   CLOUDLET_SOCKET    unix socket (default ${paths.socket})
-  CLOUDLET_LIVE      set: virtual machines move while they run; their guest agents may fall silent afterwards
 
 fault injection for tests:
   CLOUDLET_CRASH_AT  the agent kills itself as soon as a step of this name is durable
@@ -39,7 +38,7 @@ fault injection for tests:
 
 const root = process.env.CLOUDLET_ROOT ?? paths.root;
 const socket = process.env.CLOUDLET_SOCKET ?? paths.socket;
-const { CLOUDLET_CRASH_AT: crashAt, CLOUDLET_PAUSE_AT: pauseAt, CLOUDLET_LIVE: live } = process.env;
+const { CLOUDLET_CRASH_AT: crashAt, CLOUDLET_PAUSE_AT: pauseAt } = process.env;
 const pauseMillis = 1_500;
 
 async function main([command = "serve", ...rest]: string[]): Promise<void> {
@@ -87,7 +86,7 @@ function services(): Promise<Services> {
     root,
     run,
     works,
-    createDriver: (spec) => createDriver(spec, { root, live: live !== undefined, log }),
+    createDriver: (spec) => createDriver(spec, { root, log }),
     createHydrations: (all) => new Hydrations(all),
     usedPorts,
   });

@@ -25,8 +25,6 @@ export interface QemuDriverOptions {
   user?: string;
   /** One line for the agent's log. */
   log?: (line: string) => void;
-  /** Whether guests may move while they run. Not by default: see docs/open-points.md. */
-  live?: boolean;
 }
 
 /** Guests as QEMU processes that live on without the agent; everything about a guest is in its directory. */
@@ -61,7 +59,7 @@ export function createQemuDriver(options: QemuDriverOptions = {}): Driver {
     readVolume,
     writeVolume: (hostPath, sizeMib, ...[tar, progress]) => writeVolume(hostPath, sizeMib, { tar, progress }),
     uninstall: removeCgroupParents,
-    ...(options.live === true && { live: createLive(surroundings) }),
+    live: createLive(surroundings),
     synthesis: {
       machine,
       startForFreeze: async (guest, origin, progress) => startForFreeze({ guest, origin, around: await surroundings(), progress }),

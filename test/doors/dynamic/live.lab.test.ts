@@ -27,8 +27,6 @@ describe("a virtual machine that is moved while it runs", () => {
   let gateways: Gateways;
   beforeAll(async () => {
     gateways = await openGateways("livemove");
-    for (const gateway of ["gw1", "gw2"] as const)
-      await gateways.lab.hosts[gateway].run("echo CLOUDLET_LIVE=1 >/etc/default/cloudlet-agent");
     const made = await gateways.up(at("gw1"));
     expect(made, made.text).toMatchObject({ ok: true });
     await gateways.exec(["sh", "-c", `echo travels >/data/note && sync; ${counting}`]);

@@ -27,7 +27,7 @@ export async function openQemuBench(): Promise<DriverBench & { root: string; log
   await execute("ip", ["link", "add", bridge, "type", "bridge"]);
   await execute("ip", ["link", "set", bridge, "up"]);
   const logged: string[] = [];
-  const driver = createQemuDriver({ user: "nobody", live: true, log: (line) => void logged.push(line) });
+  const driver = createQemuDriver({ user: "nobody", log: (line) => void logged.push(line) });
 
   return {
     driver,

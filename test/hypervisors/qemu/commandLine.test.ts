@@ -28,7 +28,8 @@ describe("each setting shows in the line", () => {
     ["the host's processor with kvm", { accelerator: "kvm" }, "-cpu", "host"],
     ["a common processor with tcg", {}, "-cpu", "qemu64"],
     ["cores", { cores: 7 }, "-smp", "7"],
-    ["memory", { memoryMib: 333 }, "-m", "333M"],
+    ["memory", { accelerator: "kvm", memoryMib: 333 }, "-m", "333M"],
+    ["emulated memory that is no multiple of 256 KiB", { memoryMib: 333 }, "-m", "340984K"],
     ["the user to become", { user: "cloudlet" }, "-runas", "cloudlet"],
     ["a filter that lets it become a user", { user: "cloudlet" }, "-sandbox", sandboxRules(true)],
     ["a filter that does not", {}, "-sandbox", sandboxRules(false)],
@@ -40,7 +41,7 @@ describe("each setting shows in the line", () => {
       "memory that comes from a file, under the name that it has without one",
       { memory: { path: "/g/memory", shared: false } },
       "-object",
-      "memory-backend-file,id=pc.ram,size=256M,mem-path=/g/memory,share=off,x-use-canonical-path-for-ramblock-id=off",
+      "memory-backend-file,id=pc.ram,size=262136K,mem-path=/g/memory,share=off,x-use-canonical-path-for-ramblock-id=off",
     ],
     ["commas in paths", { console: "/a,b/console.log" }, "-chardev", "file,id=console,path=/a,,b/console.log,append=on"],
     [

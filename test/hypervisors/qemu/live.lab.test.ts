@@ -1,7 +1,10 @@
-import { mkdir } from "node:fs/promises";
+import { mkdir, open, readFile } from "node:fs/promises";
+import { createConnection } from "node:net";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Driver, Guest, Live, LiveArrival, LiveDeparture, LiveRound, Progress } from "../../../provider/hypervisors/types.ts";
+import { guestFiles } from "../../../provider/hypervisors/qemu/guestFiles.ts";
+import { withQmp } from "../../../provider/hypervisors/qemu/launch.ts";
 import { openQemuBench } from "./bench.ts";
 
 const progress: Progress = { signal: AbortSignal.timeout(600_000), status: () => undefined };
@@ -105,6 +108,32 @@ describe("a guest of QEMU that is moved while it runs", () => {
     expect(await shell(twin, "md5sum /root/first /root/second")).toBe(written);
   });
 
+  it("has every byte of its memory there, also what one process writes again and again", async () => {
+    const guest = await boot("writes");
+    await shell(guest, "(while :; do i=$((i+1)); done) >/dev/null 2>&1 &");
+    // whom somebody listens to, the guest agent sleeps: each time that another process runs, an emulator looks up pages anew
+    const listening = createConnection(guestFiles(guest).guestAgent);
+    for (let move = 0; move < 2; move++) {
+      const twin = await elsewhere(guest, `written-${String(move)}`);
+      const { departure, arrival } = await begin(guest, twin);
+      await pass(departure.round(progress.signal), arrival);
+      await departure.remaining(progress.signal);
+      await pass(departure.round(progress.signal), arrival);
+      await pass(
+        departure.last(progress.signal, () => undefined),
+        arrival,
+      );
+      await arrival.finish(progress.signal);
+      await arrival.close();
+      await departure.close();
+      const [left, arrived] = [await memoryOf(guest), await memoryOf(twin)];
+      expect(differingPages(left, arrived)).toEqual([]);
+      await live.stay(guest);
+      await driver.remove(twin, progress);
+    }
+    listening.destroy();
+  });
+
   it("runs on where it is when the move is given up, at any time, and can be moved later", async () => {
     const guest = await boot("stays");
     await shell(guest, `(${counting}) >/dev/null 2>&1 &`);
@@ -133,3 +162,27 @@ describe("a guest of QEMU that is moved while it runs", () => {
     expect(await live.shape(guest)).toMatchObject({ impossible: expect.stringContaining("snapshots") });
   });
 });
+
+/** What a guest's memory holds, as its process has it. */
+async function memoryOf(guest: Guest): Promise<Buffer> {
+  const pid = Number.parseInt(await readFile(join(guest.directory, "qemu.pid"), "utf8"), 10);
+  const text = await withQmp(guest, guestFiles(guest).qmp, (qmp) =>
+    qmp.execute("human-monitor-command", { "command-line": "gpa2hva 0" }),
+  );
+  const address = Number(/is (0x[0-9a-f]+)/.exec(String(text))?.[1]);
+  const memory = Buffer.alloc(guest.spec.resources.memoryMib * 1024 ** 2 - 8192);
+  const file = await open(`/proc/${String(pid)}/mem`, "r");
+  try {
+    const { bytesRead } = await file.read(memory, 0, memory.length, address);
+    return memory.subarray(0, bytesRead);
+  } finally {
+    await file.close();
+  }
+}
+
+function differingPages(one: Buffer, other: Buffer): number[] {
+  const differing: number[] = [];
+  for (let at = 0; at < one.length; at += 4096)
+    if (!one.subarray(at, at + 4096).equals(other.subarray(at, at + 4096))) differing.push(at / 4096);
+  return differing;
+}
