@@ -2,12 +2,12 @@ import type { Duplex, Readable } from "node:stream";
 import type { InstanceExecResult, InstanceSpec, Kind, Machine } from "../agent/protocol.ts";
 
 /** What a hypervisor may lack; a cloudlet that needs a missing one is refused in preview, by this name. */
-export const abilities = ["userData", "suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles"] as const;
+export const abilities = ["userData", "suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles", "live"] as const;
 export type Ability = (typeof abilities)[number];
 
 /** Which abilities each kind has; known without contacting a node. */
 export const abilitiesOf: Readonly<Record<Kind, readonly Ability[]>> = {
-  kvm: ["userData", "suspend", "snapshot", "exec", "environment", "volumes", "stateFiles"],
+  kvm: ["userData", "suspend", "snapshot", "exec", "environment", "volumes", "stateFiles", "live"],
   lxd: ["suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles"],
 };
 

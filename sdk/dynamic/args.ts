@@ -205,6 +205,15 @@ export interface CloudletVolumeArgs {
   path: pulumi.Input<string>;
 }
 
+export interface CloudletHandoffArgs {
+  /** How long the application may stand still when it moves while it runs. Default: 1000. */
+  maxDowntimeMillis?: pulumi.Input<number> | undefined;
+  /** How long such a move may take, from its begin until the application answers on the other node. Default: 600. */
+  maxTotalSeconds?: pulumi.Input<number> | undefined;
+  /** Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails. Default: "throttle". */
+  onExceeded?: pulumi.Input<"throttle" | "proceed" | "abort"> | undefined;
+}
+
 export interface ReadyArgs {
   /** Ready when this port of the cloudlet accepts a connection. */
   tcp?: pulumi.Input<number> | undefined;

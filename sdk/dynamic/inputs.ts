@@ -12,6 +12,7 @@ import type {
   CloudletPortArgs,
   FileArgs,
   CloudletVolumeArgs,
+  CloudletHandoffArgs,
   ReadyArgs,
   BaseImageMemoryArgs,
   OverlayLoginArgs,
@@ -87,6 +88,8 @@ export interface CloudletInputs {
   volumes?: pulumi.Input<pulumi.Input<CloudletVolumeArgs>[]> | undefined;
   /** Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind. */
   stateFiles?: pulumi.Input<pulumi.Input<string>[]> | undefined;
+  /** What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved. */
+  handoff?: pulumi.Input<CloudletHandoffArgs> | undefined;
   /** How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any. */
   ready?: pulumi.Input<ReadyArgs> | undefined;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */

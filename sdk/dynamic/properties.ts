@@ -18,6 +18,7 @@ import type {
   CloudletPort,
   File,
   CloudletVolume,
+  CloudletHandoff,
   Ready,
   CloudletProvision,
   CloudletLastMove,
@@ -140,6 +141,8 @@ export abstract class CloudletProperties extends pulumi.dynamic.Resource {
   declare readonly volumes: pulumi.Output<CloudletVolume[]>;
   /** Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind. */
   declare readonly stateFiles: pulumi.Output<string[]>;
+  /** What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved. */
+  declare readonly handoff: pulumi.Output<CloudletHandoff>;
   /** How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any. */
   declare readonly ready: pulumi.Output<Ready | undefined>;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */

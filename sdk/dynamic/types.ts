@@ -249,6 +249,15 @@ export interface CloudletVolume {
   path: string;
 }
 
+export interface CloudletHandoff {
+  /** How long the application may stand still when it moves while it runs. Default: 1000. */
+  maxDowntimeMillis: number;
+  /** How long such a move may take, from its begin until the application answers on the other node. Default: 600. */
+  maxTotalSeconds: number;
+  /** Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails. Default: "throttle". */
+  onExceeded: "throttle" | "proceed" | "abort";
+}
+
 export interface Ready {
   /** Ready when this port of the cloudlet accepts a connection. */
   tcp?: number;

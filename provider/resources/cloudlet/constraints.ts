@@ -1,3 +1,4 @@
+import { defaultBudget } from "../../agent/handoffProtocol.ts";
 import type { CheckContext, Issue } from "../../core/define.ts";
 import { abilitiesOf, type Ability } from "../../hypervisors/types.ts";
 import { readyIssues } from "../guest.ts";
@@ -18,6 +19,7 @@ export function constraints(want: Wanted, context: CheckContext, old: Wanted | u
     ...synthesisIssues(want),
     ...volumeIssues(want, context),
     ...kindChangeIssues(want, old),
+    ...handoffIssues(want),
   ];
 }
 
@@ -42,6 +44,7 @@ function abilityIssues(want: Wanted): Issue[] {
     volumes: (want.volumes?.length ?? 0) > 0 && "volumes",
     stateFiles: (want.stateFiles?.length ?? 0) > 0 && "stateFiles",
     environment: Object.keys(want.environment ?? {}).length > 0 && "environment",
+    handoff: isBudgeted(want) && "live",
   };
   return Object.entries(needs).flatMap(([path, ability]) =>
     ability === false || abilitiesOf[kind].includes(ability)
@@ -137,4 +140,22 @@ function kindChangeIssues(want: Wanted, old: Wanted | undefined): Issue[] {
     ];
   }
   return [];
+}
+
+/** Whether a program asks for anything but the defaults, which say nothing about a kind that cannot keep them. */
+function isBudgeted({ handoff }: Wanted): boolean {
+  return (
+    handoff !== undefined &&
+    (Object.keys(defaultBudget) as (keyof typeof defaultBudget)[]).some((key) => handoff[key] !== defaultBudget[key])
+  );
+}
+
+function handoffIssues({ handoff }: Wanted): Issue[] {
+  if (handoff === undefined || handoff.maxDowntimeMillis <= handoff.maxTotalSeconds * 1000) return [];
+  return [
+    {
+      path: "handoff.maxDowntimeMillis",
+      message: `is ${handoff.maxDowntimeMillis}, longer than the whole move of ${handoff.maxTotalSeconds} s may take; lower it, or raise maxTotalSeconds`,
+    },
+  ];
 }

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { moveReportSchema } from "../../agent/handoffProtocol.ts";
+import { defaultBudget, moveReportSchema } from "../../agent/handoffProtocol.ts";
 import { digestSchema, kindSchema, machineSchema, provisionSchema } from "../../agent/protocol.ts";
 import {
   absolutePath,
@@ -113,6 +113,29 @@ export const inputs = z.strictObject({
     .default([])
     .describe("Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind.")
     .meta({ set: true }),
+  handoff: z
+    .strictObject({
+      maxDowntimeMillis: z
+        .int()
+        .min(1)
+        .max(3_600_000)
+        .default(defaultBudget.maxDowntimeMillis)
+        .describe("How long the application may stand still when it moves while it runs."),
+      maxTotalSeconds: z
+        .int()
+        .min(1)
+        .max(86_400)
+        .default(defaultBudget.maxTotalSeconds)
+        .describe("How long such a move may take, from its begin until the application answers on the other node."),
+      onExceeded: z
+        .enum(["throttle", "proceed", "abort"])
+        .default(defaultBudget.onExceeded)
+        .describe(
+          "Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.",
+        ),
+    })
+    .prefault({})
+    .describe("What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved."),
   ready: readySchema.optional().describe(`${readyText} Default: the first published tcp port, if any.`),
   onUnreachable: onUnreachableField,
 });

@@ -71,7 +71,7 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
   };
 }
 
-function explain(want: Partial<Inputs>, old: Partial<Inputs> | undefined): string | undefined {
+function explain(want: Partial<Inputs>, old: Partial<State> | undefined): string | undefined {
   const said = [old && explainMove(old, want), explainStart(want, old)].filter((text) => text !== undefined);
   return said.length === 0 ? undefined : said.join("; ");
 }

@@ -1,7 +1,8 @@
-import type { InstanceStatus } from "../../agent/protocol.ts";
+import type { InstanceStatus, Kind } from "../../agent/protocol.ts";
 import type { AgentClient } from "../../agent/clientTypes.ts";
 import type { Context } from "../../core/context.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
+import { abilitiesOf } from "../../hypervisors/types.ts";
 import { openRelay } from "../relay.ts";
 import { hypervisorField, parseHypervisor } from "../shared.ts";
 import { follow } from "../supply.ts";
@@ -45,12 +46,37 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
 }
 
 /** What a reviewer should know of a move before it happens. */
-export function explainMove(old: Partial<Inputs>, want: Partial<Inputs>): string | undefined {
+export function explainMove(old: Partial<State>, want: Partial<Inputs>): string | undefined {
   const [before, after] = [hypervisorField.safeParse(old.hypervisor), hypervisorField.safeParse(want.hypervisor)];
   if (!before.success || !after.success || before.data === after.data) return undefined;
   const [from, to] = [parseHypervisor(before.data), parseHypervisor(after.data)];
-  const load = from.kind === to.kind ? `what ${to.node} lacks of its disk and volumes is sent` : "its state files and volumes are sent";
-  return `moves in place from ${from.node} to ${to.node} (cold): it stops, ${load}, and it starts at ${to.node}`;
+  const cold = whyNotLive(old, { from: from.kind, to: to.kind });
+  const way = `moves in place from ${from.node} to ${to.node}`;
+  if (cold !== undefined) {
+    const load = from.kind === to.kind ? `what ${to.node} lacks of its disk and volumes is sent` : "its state files and volumes are sent";
+    return `${way} (cold, as ${cold}): it stops, ${load}, and it starts at ${to.node}`;
+  }
+  const { lastMove } = old;
+  // only its last move tells how much of it is its own
+  const load = lastMove?.mode === "live" ? `, about ${Math.ceil(lastMove.bytesSent / 1e6)} MB` : "";
+  return `${way} (live${load}): it runs while it is copied, then ${pauseOf(want.handoff)}, and goes on at ${to.node}`;
+}
+
+function whyNotLive({ state }: Partial<State>, kinds: { from: Kind; to: Kind }): string | undefined {
+  if (kinds.from !== kinds.to) return `${kinds.from} and ${kinds.to} have no running state in common`;
+  if (!abilitiesOf[kinds.from].includes("live")) return `a cloudlet of kind ${kinds.from} moves only while it is stopped`;
+  return state === undefined || state === "running" ? undefined : `it is ${state}`;
+}
+
+function pauseOf(budget: Inputs["handoff"] | undefined): string {
+  if (budget === undefined) return "pauses";
+  const most = `pauses for ${budget.maxDowntimeMillis} ms at most`;
+  const ways = {
+    throttle: `${most}, slowed down before if it must be`,
+    proceed: `pauses, for ${budget.maxDowntimeMillis} ms if that can be kept`,
+    abort: `${most} or stays where it is`,
+  };
+  return ways[budget.onExceeded];
 }
 
 interface Ends {
@@ -80,7 +106,7 @@ async function handOver(
   if (here.spec.kind !== declared.kind) await supply(want, context);
   const prepared = await target.run("move.prepare", { spec, epoch, from }, follow(context));
   const addresses = [...new Set([want.nodeAddress, want.connection.host, ...prepared.addresses])];
-  const args = { id, epoch, self: from, target: { node: to, ...prepared, addresses } };
+  const args = { id, epoch, self: from, target: { node: to, ...prepared, addresses }, budget: want.handoff };
   const options = { ...follow(context), timeoutMillis: 3_600_000 };
   try {
     await source.run("move.run", { ...args, route: "direct" }, options);

@@ -1,0 +1,61 @@
+import { describe, expect, it } from "vitest";
+import { defaultBudget } from "../../provider/agent/handoffProtocol.ts";
+import { explainMove } from "../../provider/resources/cloudlet/move.ts";
+
+const report = { from: "gw0", to: "gw1", route: "direct", bytesAvoided: 0, totalMillis: 9_000, downtimeMillis: 400 } as const;
+const running = { hypervisor: "gw1/kvm", state: "running" } as const;
+const there = { hypervisor: "gw2/kvm", handoff: defaultBudget };
+
+describe("what a preview says of a move", () => {
+  it.each([
+    ["nothing where it stays", running, { hypervisor: "gw1/kvm" }, undefined],
+    ["nothing while the node is unknown", running, {}, undefined],
+    [
+      "that it runs on",
+      running,
+      there,
+      /from gw1 to gw2 \(live\): it runs while it is copied, then pauses for 1000 ms at most, slowed down before/,
+    ],
+    [
+      "about how much, from its last move",
+      { ...running, lastMove: { ...report, mode: "live", bytesSent: 65_400_001 } },
+      there,
+      /\(live, about 66 MB\)/,
+    ],
+    [
+      "nothing about how much, where that one was cold",
+      { ...running, lastMove: { ...report, mode: "cold", bytesSent: 9 } },
+      there,
+      /\(live\)/,
+    ],
+    ["that it may stay", running, { ...there, handoff: { ...defaultBudget, onExceeded: "abort" } }, /1000 ms at most or stays where it is/],
+    [
+      "that it may take longer",
+      running,
+      { ...there, handoff: { ...defaultBudget, onExceeded: "proceed" } },
+      /for 1000 ms if that can be kept/,
+    ],
+    [
+      "why it is not live: it does not run",
+      { ...running, state: "suspended" },
+      there,
+      /\(cold, as it is suspended\): it stops, what gw2 lacks/,
+    ],
+    [
+      "why it is not live: a container",
+      { hypervisor: "gw1/lxd" },
+      { hypervisor: "gw2/lxd" },
+      /\(cold, as a cloudlet of kind lxd moves only while/,
+    ],
+    [
+      "why it is not live: another kind",
+      running,
+      { hypervisor: "gw2/lxd" },
+      /\(cold, as kvm and lxd have no .* its state files and volumes are sent/,
+    ],
+  ] as const)("%s", (...[, old, want, text]) => {
+    const said = explainMove(old, want);
+    if (text === undefined) expect(said).toBeUndefined();
+    else expect(said).toMatch(text);
+  });
+});
