@@ -51,6 +51,15 @@ function withDefaults(definition: ResourceDefinition, { news, defaults = {} }: C
   return { ...news, ...Object.fromEntries(missing) };
 }
 
+/** What a reviewer should know of a change of inputs, in view of the whole state. */
+export function explainChange(
+  definition: ResourceDefinition,
+  want: Record<string, unknown>,
+  have: Record<string, unknown>,
+): string | undefined {
+  return definition.explainChange?.(knownFields(want), have);
+}
+
 async function complete(definition: ResourceDefinition, inputs: Record<string, unknown>, context: CheckContext): Promise<CheckResult> {
   if (!definition.complete) return { inputs, issues: [] };
   const known = knownFields(inputs);

@@ -70,7 +70,9 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
     old: (Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>) | undefined,
   ): Issue[] | Promise<Issue[]>;
   /** What a preview should say about a new resource, or about a change beyond the properties that differ. Unknown fields are absent. */
-  explain?(want: Partial<z.infer<Inputs>>, old: (Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>) | undefined): string | undefined;
+  explain?(want: Partial<z.infer<Inputs>>, old: Partial<z.infer<Inputs>> | undefined): string | undefined;
+  /** What it should say about a change in view of the whole state, outputs included, which check does not see. */
+  explainChange?(want: Partial<z.infer<Inputs>>, have: Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>): string | undefined;
   /** Outputs that follow from inputs, or from the state before, with certainty: what a preview shows of them. Unknown fields are absent. */
   predict?(want: Partial<z.infer<Inputs>>, old: Partial<z.infer<Inputs> & z.infer<Outputs>> | undefined): Partial<z.infer<Outputs>>;
   /** What the id that a user gives to `pulumi import` says, to observe from: it may say more than the id does. INVALID where it says too little. */

@@ -54,7 +54,7 @@ describe("what a preview says of a move", () => {
       /\(cold, as kvm and lxd have no .* its state files and volumes are sent/,
     ],
   ] as const)("%s", (...[, old, want, text]) => {
-    const said = explainMove(old, want);
+    const said = explainMove(want, old);
     if (text === undefined) expect(said).toBeUndefined();
     else expect(said).toMatch(text);
   });

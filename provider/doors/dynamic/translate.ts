@@ -1,6 +1,6 @@
 import type * as pulumi from "@pulumi/pulumi";
 import type { Context } from "../../core/context.ts";
-import { checkInputs } from "../../core/check.ts";
+import { checkInputs, explainChange } from "../../core/check.ts";
 import type { Declarations } from "../../core/declarations.ts";
 import type { Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
 import { diffInputs, replacing } from "../../core/diff.ts";
@@ -36,6 +36,8 @@ export function dynamicHooks({ definitions, declarations, digests, open, note }:
     diff(_id, olds: Props, news: Props) {
       const definition = find(token);
       const changes = diffInputs(definition.inputs, olds, news);
+      const explanation = changes.length > 0 ? explainChange(definition, plain(news), plain(olds)) : undefined;
+      if (explanation !== undefined) note(subjectOf(definition, news), explanation);
       return Promise.resolve({
         changes: changes.length > 0,
         replaces: replacing(changes),

@@ -20,7 +20,8 @@ export const cloudlet = defineResource({
   identity: ({ cluster, name }) => `${cluster}/${name}`,
   complete,
   constraints,
-  explain,
+  explain: explainStart,
+  explainChange: explainMove,
 
   async observe(known, context) {
     const agent = await context.agent(known.connection);
@@ -69,11 +70,6 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
     },
     issues,
   };
-}
-
-function explain(want: Partial<Inputs>, old: Partial<State> | undefined): string | undefined {
-  const said = [old && explainMove(old, want), explainStart(want, old)].filter((text) => text !== undefined);
-  return said.length === 0 ? undefined : said.join("; ");
 }
 
 /** What is true, in the words of the inputs, so that drift shows as a difference. */

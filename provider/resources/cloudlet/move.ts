@@ -46,7 +46,7 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
 }
 
 /** What a reviewer should know of a move before it happens. */
-export function explainMove(old: Partial<State>, want: Partial<Inputs>): string | undefined {
+export function explainMove(want: Partial<Inputs>, old: Partial<State>): string | undefined {
   const [before, after] = [hypervisorField.safeParse(old.hypervisor), hypervisorField.safeParse(want.hypervisor)];
   if (!before.success || !after.success || before.data === after.data) return undefined;
   const [from, to] = [parseHypervisor(before.data), parseHypervisor(after.data)];
