@@ -264,7 +264,8 @@ const lifecycle: Row[] = [
         const shown = await life.look({ at: to });
         expect(shown.steps.map(({ op, name }) => `${op} ${name}`)).toEqual(["update counter"]);
         expect(shown.text).toContain(`${from}/${life.kind}`);
-        expect(shown.diagnostics).toContain(`moves in place from ${from} to ${to} (cold)`);
+        const mode = life.kind === "kvm" ? "live" : "cold";
+        expect(shown.diagnostics).toContain(`moves in place from ${from} to ${to} (${mode}`);
         const moved = await life.change({ at: to });
         expect(moved, moved.text).toMatchObject({ ok: true });
         expect(await life.gateways.visit(to)).toBe(before + 1);

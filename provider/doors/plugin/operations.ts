@@ -1,6 +1,6 @@
 import providerPb from "@pulumi/pulumi/proto/provider_pb.js";
 import type * as Messages from "@pulumi/pulumi/proto/provider_pb.js";
-import { checkInputs } from "../../core/check.ts";
+import { checkInputs, explainChange } from "../../core/check.ts";
 import type { Context } from "../../core/context.ts";
 import { Declarations } from "../../core/declarations.ts";
 import type { Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
@@ -79,11 +79,10 @@ export class Operations {
 
   diff(request: Messages.DiffRequest): Promise<Messages.DiffResponse> {
     const definition = this.#find(parseUrn(request.getUrn()).token);
-    const have = fromStruct(request.getOlds()).values;
-    const changes = withoutIgnored(
-      diffInputs(definition.inputs, have, fromStruct(request.getNews()).values),
-      request.getIgnorechangesList(),
-    );
+    const [want, have] = [fromStruct(request.getNews()).values, fromStruct(request.getOlds()).values];
+    const changes = withoutIgnored(diffInputs(definition.inputs, have, want), request.getIgnorechangesList());
+    const explanation = changes.length > 0 ? explainChange(definition, want, have) : undefined;
+    if (explanation !== undefined) this.#door.report(request.getUrn()).note(explanation);
     return Promise.resolve(toDiff(changes, definition.inStateOnly !== true));
   }
 
