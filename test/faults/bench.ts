@@ -18,13 +18,9 @@ export class FaultBench {
   #count = 0;
   at: GatewayName | undefined;
 
-  readonly #settings: string;
-
-  /** `settings` is a line that the agents on both gateways run with all the time. */
-  constructor(gateways: Gateways, kind: Kind, settings = "") {
+  constructor(gateways: Gateways, kind: Kind) {
     this.gateways = gateways;
     this.#kind = kind;
-    this.#settings = settings;
   }
 
   declaration(at: GatewayName | undefined, change: Partial<Declaration> = {}): Declaration {
@@ -73,10 +69,9 @@ export class FaultBench {
   async arm(gateway: GatewayName, fault: { crashAt: string } | { pauseAt: string }): Promise<void> {
     const setting = "crashAt" in fault ? `CLOUDLET_CRASH_AT=${fault.crashAt}` : `CLOUDLET_PAUSE_AT=${fault.pauseAt}`;
     const host = this.gateways.lab.hosts[gateway];
-    const lines = `printf '%s\\n' '${this.#settings}' '${setting}'`;
-    await host.run(`${lines} >/etc/default/cloudlet-agent && /etc/init.d/cloudlet-agent restart`, { timeoutMillis: 60_000 });
+    await host.run(`echo ${setting} >/etc/default/cloudlet-agent && /etc/init.d/cloudlet-agent restart`, { timeoutMillis: 60_000 });
     await this.#answers(gateway);
-    await host.run(`echo '${this.#settings}' >/etc/default/cloudlet-agent`);
+    await host.run("rm /etc/default/cloudlet-agent");
   }
 
   /** How often the agent of a gateway has been started. */

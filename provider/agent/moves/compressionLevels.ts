@@ -28,9 +28,10 @@ const levels = [
 
 /** Where nothing was measured: level 1 on a modest processor, and memory that halves. */
 const assumed = { bytesPerMillis: 150_000, sizeRatio: 0.5 };
-/** Even a node that has nothing to spare gives a process some of its time, and no memory vanishes. */
+/** Even a node that has nothing to spare gives a process some of its time. */
 const leastShare = 0.05;
-const leastRatio = 0.001;
+/** No level leaves less than this of what another one leaves: savings of what shrinks to nearly nothing cannot be added up. */
+const leastOfAnother = 0.8;
 const slowest = 0.001;
 /** The processor must be so much ahead of the link, since neither is steady. */
 const lead = 1.3;
@@ -56,7 +57,7 @@ export function paceAt(level: number, pace: Pace, processor: Processor): number 
 function limitsOf(level: number, { linkBytesPerMillis, sample }: Pace, { share }: Processor): { compression: number; link: number } {
   const [wanted, known] = [factorsOf(level), factorsOf(sample?.level ?? 1)];
   const ratio = sample?.sizeRatio ?? assumed.sizeRatio;
-  const sizeRatio = Math.max(leastRatio, 1 - ((1 - ratio) * wanted.saving) / known.saving);
+  const sizeRatio = Math.max(leastOfAnother * ratio, 1 - ((1 - ratio) * wanted.saving) / known.saving);
   const alone = sample?.bytesPerMillis ?? assumed.bytesPerMillis * known.speed;
   return {
     compression: ((alone * wanted.speed) / known.speed) * Math.max(leastShare, share),

@@ -52,7 +52,9 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
     expect(moved, moved.text).toMatchObject({ ok: true });
     expect(await gateways.exec(["cat", "/data/note"])).toBe("travels\n");
     const report = moved.outputs["lastMove"] as MoveReport;
-    expect(report.bytesSent, "the base is there since the cloudlet left").toBeLessThan(1_000_000);
+    // what a virtual machine has in memory goes along as well
+    const most = kind === "kvm" ? 40_000_000 : 1_000_000;
+    expect(report.bytesSent, "the base is there since the cloudlet left").toBeLessThan(most);
     const again = await gateways.preview(at("gw1"));
     expect(again, again.text).toMatchObject({ ok: true, steps: [] });
   });

@@ -166,9 +166,7 @@ describe("a guest of QEMU that is moved while it runs", () => {
 /** What a guest's memory holds, as its process has it. */
 async function memoryOf(guest: Guest): Promise<Buffer> {
   const pid = Number.parseInt(await readFile(join(guest.directory, "qemu.pid"), "utf8"), 10);
-  const text = await withQmp(guest, guestFiles(guest).qmp, (qmp) =>
-    qmp.execute("human-monitor-command", { "command-line": "gpa2hva 0" }),
-  );
+  const text = await withQmp(guest, guestFiles(guest).qmp, (qmp) => qmp.execute("human-monitor-command", { "command-line": "gpa2hva 0" }));
   const address = Number(/is (0x[0-9a-f]+)/.exec(String(text))?.[1]);
   const memory = Buffer.alloc(guest.spec.resources.memoryMib * 1024 ** 2 - 8192);
   const file = await open(`/proc/${String(pid)}/mem`, "r");
