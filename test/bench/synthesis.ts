@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, stat, writeFile } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
@@ -9,7 +9,8 @@ import { guestName, type InstanceSpec, type OverlayStatus, type Provision } from
 import { manifestSchema } from "../../provider/synthesis/manifest.ts";
 import { buildImages } from "../../tools/images/images.ts";
 import { openCommissionBench, type CommissionBench } from "../agent/commissionBench.ts";
-import { chart, linkName, localStarts, overlayRow, page, type Cell, type Sealed } from "./synthesisPage.ts";
+import { linkName, localStarts, overlayRow } from "./synthesisPage.ts";
+import { SynthesisResults, type Cell } from "./synthesisResults.ts";
 import { firstReply } from "./subscriber.ts";
 import { applications, guestResources, workload, type Application } from "./workload.ts";
 
@@ -17,6 +18,8 @@ const help = `Measures how fast a cloudlet starts on a gateway from an overlay, 
 image and boot, or copy the whole state and resume. Real QEMU on lab hosts; needs root.
 
   make bench-synthesis [ARGS="--overlays idle,OBJECT --links 5,25,0 --copies 25"]
+
+What is measured replaces what the report had of it; the rest stays.
 
   --overlays    ${Object.keys(applications).join(", ")} (default: all)
   --links       Mbit/s, 0 = as fast as it goes (default: 5,10,25,38,100,0)
@@ -107,8 +110,7 @@ async function forget({ gw2 }: Nodes, overlay: OverlayStatus): Promise<void> {
   await gw2.run("overlay.release", { name: "measured", owner }).catch(() => undefined);
 }
 
-async function measureOverlay(nodes: Nodes, name: Application, overlay: OverlayStatus): Promise<Cell[]> {
-  const cells: Cell[] = [];
+async function* measureOverlay(nodes: Nodes, name: Application, overlay: OverlayStatus): AsyncGenerator<Cell> {
   const spec = specOf(nodes.base, overlay);
   for (const mbit of links) {
     await forget(nodes, overlay);
@@ -116,30 +118,21 @@ async function measureOverlay(nodes: Nodes, name: Application, overlay: OverlayS
     const { provision, ...times } = await measureStart(nodes, spec, [overlay.digest]);
     await nodes.bench.lab.shape("gw2", {});
     const bytes = provision?.bytesTransferred ?? 0;
-    cells.push(
-      note({
-        overlay: name,
-        mbit,
-        way: "overlay remote",
-        rung: provision?.rung ?? "?",
-        bytes,
-        floorSeconds: floorOf(bytes, mbit),
-        ...times,
-      }),
-    );
+    yield { overlay: name, mbit, way: "overlay remote", rung: provision?.rung ?? "?", bytes, floorSeconds: floorOf(bytes, mbit), ...times };
   }
   // kept, as it is where a program keeps it: its layer would go with the cloudlet before, and be recombined first
+  const offers = [{ node: "gw1", ...(await nodes.gw1.run("blobs.offer", { digests: [overlay.digest], seconds: 600 })) }];
+  await nodes.gw2.run("blobs.fetch", { digests: [overlay.digest], offers }, { timeoutMillis: 600_000 });
   await nodes.gw2.run("overlay.keep", { name: "measured", owner, digest: overlay.digest });
   const starts: Awaited<ReturnType<typeof measureStart>>[] = [];
   while (starts.length < localStarts) starts.push(await measureStart(nodes, spec, []));
   starts.sort((one, other) => one.firstReplySeconds - other.firstReplySeconds);
   const { provision, ...times } = starts[Math.floor(localStarts / 2)] ?? fail("nothing was started");
-  cells.push(note({ overlay: name, mbit: 0, way: "overlay local", rung: provision?.rung ?? "?", bytes: 0, floorSeconds: 0, ...times }));
-  return cells;
+  yield { overlay: name, mbit: 0, way: "overlay local", rung: provision?.rung ?? "?", bytes: 0, floorSeconds: 0, ...times };
 }
 
 /** What one does without overlays: the whole disk image, or disk and compressed memory, is copied; then it boots or resumes. */
-async function measureCopies(nodes: Nodes, name: Application, overlay: OverlayStatus): Promise<Cell[]> {
+async function* measureCopies(nodes: Nodes, name: Application, overlay: OverlayStatus): AsyncGenerator<Cell> {
   const { bench, gw1, gw2 } = nodes;
   const host = bench.lab.hosts.gw1;
   const directory = `/var/lib/cloudlet/instances/${guestName(cloudlet)}`;
@@ -151,7 +144,6 @@ async function measureCopies(nodes: Nodes, name: Application, overlay: OverlaySt
   await gw1.run("instance.apply", { spec: specOf(nodes.base, overlay), fresh: false, offers: [] }, { timeoutMillis: 600_000 });
   const resumeSeconds = (performance.now() - resumed) / 1000;
   await gw1.run("instance.remove", { id: cloudlet, owner });
-  const cells: Cell[] = [];
   for (const mbit of copyLinks) {
     const fetch = async (digest: string): Promise<number> => {
       const offers = [{ node: "gw1", ...(await gw1.run("blobs.offer", { digests: [digest], seconds: 7200 })) }];
@@ -169,30 +161,19 @@ async function measureCopies(nodes: Nodes, name: Application, overlay: OverlaySt
       await bench.lab.hosts.gw2.run(`rm -f /var/lib/cloudlet/store/${digest.slice(0, 2)}/${digest}*`);
     const bootTotal = imageSeconds + boot.firstReplySeconds;
     const stateTotal = imageSeconds + stateSeconds + resumeSeconds;
-    cells.push(
-      note({
-        overlay: name,
-        mbit,
-        way: "full image, boot",
-        rung: "boot",
-        bytes: image.bytes,
-        floorSeconds: floorOf(image.bytes, mbit),
-        firstReplySeconds: bootTotal,
-        totalSeconds: bootTotal,
-      }),
-      note({
-        overlay: name,
-        mbit,
-        way: "full state, resume",
-        rung: "resume",
-        bytes: image.bytes + state.bytes,
-        floorSeconds: floorOf(image.bytes + state.bytes, mbit),
-        firstReplySeconds: stateTotal,
-        totalSeconds: stateTotal,
-      }),
-    );
+    const cell = { overlay: name, mbit };
+    yield {
+      ...cell,
+      ...{ way: "full image, boot", rung: "boot", bytes: image.bytes, floorSeconds: floorOf(image.bytes, mbit) },
+      ...{ firstReplySeconds: bootTotal, totalSeconds: bootTotal },
+    };
+    const bytes = image.bytes + state.bytes;
+    yield {
+      ...cell,
+      ...{ way: "full state, resume", rung: "resume", bytes, floorSeconds: floorOf(bytes, mbit) },
+      ...{ firstReplySeconds: stateTotal, totalSeconds: stateTotal },
+    };
   }
-  return cells;
 }
 
 /** Puts what a command writes to a file into the store of gateway 1. */
@@ -231,6 +212,7 @@ function note(cell: Cell): Cell {
 }
 
 async function main(): Promise<void> {
+  const results = await SynthesisResults.open(values.out);
   const images = await buildImages();
   const bench = await openCommissionBench({ name: "bench", hosts: [{ name: "gw1" }, { name: "gw2" }, { name: "subscriber" }] });
   try {
@@ -260,8 +242,6 @@ async function main(): Promise<void> {
     await gw2.run("overlay.keep", { name: "memory", owner, digest: memory.digest });
     console.log(`base memory: ${(memory.bytes / 1e6).toFixed(1)} MB`);
     const nodes: Nodes = { bench, gw1, gw2, base: image, memory };
-    const cells: Cell[] = [];
-    const overlays: Sealed[] = [];
     for (const name of chosen) {
       const overlay = await build(name, workload(name, { base: image, parent: memory.digest }));
       const { memoryBytes, diskBytes, buildMillis = 0 } = overlay;
@@ -273,14 +253,12 @@ async function main(): Promise<void> {
         ...(await measurePack(bench.lab.hosts.gw1, overlay)),
       };
       console.log(overlayRow(sealed));
-      overlays.push(sealed);
-      cells.push(...(await measureOverlay(nodes, name, overlay)));
-      if (copyLinks.length > 0) cells.push(...(await measureCopies(nodes, name, overlay)));
+      await results.sealed(sealed);
+      for await (const cell of measureOverlay(nodes, name, overlay)) await results.cell(note(cell));
+      if (copyLinks.length === 0) continue;
+      for await (const cell of measureCopies(nodes, name, overlay)) await results.cell(note(cell));
       await gw1.run("overlay.release", { name, owner });
     }
-    await mkdir(values.out, { recursive: true });
-    await writeFile(join(values.out, "synthesis.svg"), chart(cells));
-    await writeFile(join(values.out, "synthesis.md"), page(overlays, cells));
   } finally {
     await bench.close();
   }

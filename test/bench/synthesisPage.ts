@@ -1,32 +1,10 @@
 import { cpus, totalmem } from "node:os";
 import { barChart } from "./chart.ts";
-import { guestResources, type Application } from "./workload.ts";
-
-/** One start. */
-export interface Cell {
-  overlay: Application;
-  mbit: number;
-  way: "overlay local" | "overlay remote" | "full image, boot" | "full state, resume";
-  rung: string;
-  bytes: number;
-  floorSeconds: number;
-  firstReplySeconds: number;
-  totalSeconds: number;
-}
+import type { Cell, Sealed } from "./synthesisResults.ts";
+import { guestResources } from "./workload.ts";
 
 /** A start that waits for no link is short: the one in the middle of so many is told. */
 export const localStarts = 5;
-
-/** What an overlay is, beside other ways to pack the same blocks. */
-export interface Sealed {
-  overlay: Application;
-  packBytes: number;
-  memoryBytes: number;
-  diskBytes: number;
-  streamBytes: number;
-  buildSeconds: number;
-  quickSeconds: number;
-}
 
 export const linkName = (mbit: number): string => (mbit === 0 ? "unshaped" : `${mbit} Mbit/s`);
 
@@ -75,7 +53,7 @@ export function page(overlays: readonly Sealed[], cells: readonly Cell[]): strin
   const machine = `${cpus().length} cores (${cpus()[0]?.model ?? "?"}), ${Math.round(totalmem() / 2 ** 30)} GiB`;
   return `# Synthesis
 
-\`make bench-synthesis\` writes this page. Measured ${new Date().toISOString().slice(0, 10)} in one run: ${machine}, guests under software emulation with ${guestResources.memoryMib} MiB of memory and an ${guestResources.diskMib / 1024} GiB disk; all hosts share the cores. Each cell was measured once, but "overlay local" ${localStarts} times: the one in the middle is told.
+\`make bench-synthesis\` writes this page, from what it has measured until ${new Date().toISOString().slice(0, 10)} (synthesis.json): ${machine}, guests under software emulation with ${guestResources.memoryMib} MiB of memory and an ${guestResources.diskMib / 1024} GiB disk; all hosts share the cores. Each cell was measured once, but "overlay local" ${localStarts} times: the one in the middle is told.
 
 ![](synthesis.svg)
 
