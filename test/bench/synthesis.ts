@@ -1,6 +1,6 @@
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { stat } from "node:fs/promises";
+import { stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
@@ -9,7 +9,7 @@ import { guestName, type InstanceSpec, type OverlayStatus, type Provision } from
 import { manifestSchema } from "../../provider/synthesis/manifest.ts";
 import { buildImages } from "../../tools/images/images.ts";
 import { openCommissionBench, type CommissionBench } from "../agent/commissionBench.ts";
-import { linkName, localStarts, overlayRow } from "./synthesisPage.ts";
+import { chart, linkName, localStarts, overlayRow, page } from "./synthesisPage.ts";
 import { SynthesisResults, type Cell } from "./synthesisResults.ts";
 import { firstReply } from "./subscriber.ts";
 import { applications, guestResources, workload, type Application } from "./workload.ts";
@@ -255,8 +255,9 @@ async function main(): Promise<void> {
       console.log(overlayRow(sealed));
       await results.sealed(sealed);
       for await (const cell of measureOverlay(nodes, name, overlay)) await results.cell(note(cell));
-      if (copyLinks.length === 0) continue;
-      for await (const cell of measureCopies(nodes, name, overlay)) await results.cell(note(cell));
+      if (copyLinks.length > 0) for await (const cell of measureCopies(nodes, name, overlay)) await results.cell(note(cell));
+      await writeFile(join(values.out, "synthesis.svg"), chart(results.cells));
+      await writeFile(join(values.out, "synthesis.md"), page(results.overlays, results.cells));
       await gw1.run("overlay.release", { name, owner });
     }
   } finally {

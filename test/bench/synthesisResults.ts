@@ -1,7 +1,6 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
-import { chart, page } from "./synthesisPage.ts";
 import { applications, type Application } from "./workload.ts";
 
 const application = z.enum(Object.keys(applications) as [Application, ...Application[]]);
@@ -55,28 +54,31 @@ export class SynthesisResults {
 
   async sealed(sealed: Sealed): Promise<void> {
     this.#overlays = [...this.#overlays.filter(({ overlay }) => overlay !== sealed.overlay), sealed];
-    await this.write();
+    await this.#write();
   }
 
   async cell(cell: Cell): Promise<void> {
     const key = ({ overlay, way, mbit }: Cell): string => [overlay, way, mbit].join();
     this.#cells = [...this.#cells.filter((other) => key(other) !== key(cell)), cell];
-    await this.write();
+    await this.#write();
   }
 
-  /** The file and the report of it. */
-  async write(): Promise<void> {
+  /** In the order of the report. */
+  get cells(): Cell[] {
     const rank = ({ overlay, way, mbit }: Cell): number =>
       (application.options.indexOf(overlay) * ways.length + Math.min(ways.indexOf(way), 2)) * 1e6 +
       (mbit || 1e5) * 2 +
       ways.indexOf(way) / 10;
-    const cells = this.#cells.toSorted((one, other) => rank(one) - rank(other));
-    const overlays = this.#overlays.toSorted(
-      (one, other) => application.options.indexOf(one.overlay) - application.options.indexOf(other.overlay),
-    );
-    const put = (name: string, text: string): Promise<void> => writeFile(join(this.#directory, `synthesis.${name}`), text);
-    await put("json", `${JSON.stringify({ overlays, cells }, null, 1)}\n`);
-    await put("svg", chart(cells));
-    await put("md", page(overlays, cells));
+    return this.#cells.toSorted((one, other) => rank(one) - rank(other));
+  }
+
+  get overlays(): Sealed[] {
+    const rank = ({ overlay }: Sealed): number => application.options.indexOf(overlay);
+    return this.#overlays.toSorted((one, other) => rank(one) - rank(other));
+  }
+
+  async #write(): Promise<void> {
+    const { overlays, cells } = this;
+    await writeFile(join(this.#directory, "synthesis.json"), `${JSON.stringify({ overlays, cells }, null, 1)}\n`);
   }
 }

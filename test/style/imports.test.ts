@@ -49,7 +49,7 @@ const rules: Rule[] = [
     files: /^provider\/synthesis\//,
     may: [
       /^provider\/synthesis\//,
-      /^provider\/agent\/(protocol|durable|process|detached|pinnedTls)\.ts$/,
+      /^provider\/agent\/(byteReader|protocol|durable|process|detached|pinnedTls)\.ts$/,
       /^provider\/core\/errors\.ts$/,
       /^zod$/,
       builtins,
@@ -61,7 +61,7 @@ const rules: Rule[] = [
       new RegExp(`^provider/hypervisors/${kind}/`),
       driverContract,
       /^provider\/archive\//,
-      /^provider\/agent\/(protocol|durable|process|detached|guestScript)\.ts$/,
+      /^provider\/agent\/(byteReader|protocol|durable|process|detached|guestScript)\.ts$/,
       core,
       /^(zod|tar-stream)$/,
       builtins,

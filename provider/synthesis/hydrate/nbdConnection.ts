@@ -1,5 +1,5 @@
 import type { Socket } from "node:net";
-import { ByteReader } from "./byteReader.ts";
+import { ByteReader } from "../../agent/byteReader.ts";
 import * as wire from "./nbdWire.ts";
 
 const handshakeMillis = 10_000;

@@ -1,6 +1,6 @@
 import { createConnection, type Socket } from "node:net";
 import { CloudletError } from "../../../core/errors.ts";
-import { SocketReader } from "./socketReader.ts";
+import { ByteReader } from "../../../agent/byteReader.ts";
 
 /** Bytes of a disk from `offset` on, and what a meta context says of them. */
 export interface Extent {
@@ -29,7 +29,7 @@ const answerMillis = 60_000;
  */
 export class NbdClient {
   readonly #socket: Socket;
-  readonly #reader: SocketReader;
+  readonly #reader: ByteReader;
   readonly #label: string;
   #turn: Promise<unknown> = Promise.resolve();
   bytes = 0;
@@ -37,7 +37,7 @@ export class NbdClient {
   private constructor(socket: Socket, label: string) {
     this.#socket = socket;
     this.#label = label;
-    this.#reader = new SocketReader(socket);
+    this.#reader = new ByteReader(socket);
   }
 
   /** `context` names the meta context that `extents` asks about. */

@@ -17,17 +17,6 @@ export class SocketReader {
     }
   }
 
-  /** Exactly so many bytes; undefined = the other side ended before. */
-  async take(length: number): Promise<Buffer | undefined> {
-    if (length === 0) return Buffer.alloc(0);
-    for (;;) {
-      const bytes = this.#read(length);
-      if (bytes !== undefined) return bytes.length === length ? bytes : undefined;
-      if (this.#ended) return undefined;
-      await this.#woken();
-    }
-  }
-
   /** Resolves when something may have come, or nothing will any more, or `wake` was called; takes nothing. */
   async ready(): Promise<void> {
     if (this.#socket.readableLength > 0 || this.#ended) return;
@@ -40,7 +29,8 @@ export class SocketReader {
 
   /** What has come; undefined = nothing at the moment. */
   now(): Buffer | undefined {
-    return this.#read(undefined);
+    const bytes: unknown = this.#socket.read();
+    return Buffer.isBuffer(bytes) ? bytes : undefined;
   }
 
   get isOver(): boolean {
@@ -49,10 +39,5 @@ export class SocketReader {
 
   #woken(): Promise<void> {
     return new Promise((resolve) => (this.#wake = resolve));
-  }
-
-  #read(length: number | undefined): Buffer | undefined {
-    const bytes: unknown = this.#socket.read(length);
-    return Buffer.isBuffer(bytes) ? bytes : undefined;
   }
 }
