@@ -49,7 +49,7 @@ const rules: Rule[] = [
     files: /^provider\/synthesis\//,
     may: [
       /^provider\/synthesis\//,
-      /^provider\/agent\/(byteReader|protocol|durable|process|detached|pinnedTls)\.ts$/,
+      /^provider\/agent\/(byteReader|ranges|protocol|durable|process|detached|pinnedTls)\.ts$/,
       /^provider\/core\/errors\.ts$/,
       /^zod$/,
       builtins,

@@ -3,12 +3,13 @@ import { mkdir, readFile, rename, rm } from "node:fs/promises";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { createServer, type Server } from "node:https";
 import { join } from "node:path";
-import type { Readable } from "node:stream";
+import type { Duplex, Readable } from "node:stream";
 import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { sendFile } from "../blobResponse.ts";
 import { run } from "../process.ts";
 import { digestSchema } from "../protocol.ts";
+import { rangesProtocol, serveRanges } from "../ranges.ts";
 import type { Recipe } from "./recipe.ts";
 import {
   activateSchema,
@@ -59,6 +60,8 @@ export class DataServer {
   readonly #receiver: Receiver;
   readonly #supplier: Supplier;
   #server: Server | undefined;
+  /** Connections that have left HTTP, of which the server knows no more. */
+  readonly #ranges = new Set<Duplex>();
   #opening: Promise<string> = Promise.resolve("");
 
   constructor(root: string, port: number, parts: { receiver: Receiver; supplier: Supplier }) {
@@ -81,6 +84,7 @@ export class DataServer {
   close(): void {
     this.#server?.close();
     this.#server?.closeIdleConnections();
+    for (const socket of this.#ranges) socket.destroy();
     this.#server = undefined;
   }
 
@@ -89,6 +93,7 @@ export class DataServer {
     const port = this.#port;
     if (this.#server === undefined) {
       const server = createServer({ key, cert, requestTimeout: 0 }, (incoming, outgoing) => void this.#answer(incoming, outgoing));
+      server.on("upgrade", (incoming, socket, head) => void this.#upgrade(incoming, { socket, head }));
       await new Promise<void>((resolve, reject) => {
         server.once("error", (error) => {
           reject(
@@ -108,8 +113,8 @@ export class DataServer {
     const url = new URL(incoming.url ?? "/", "https://node");
     const id = url.searchParams.get("id") ?? "";
     try {
-      const token = /^Bearer (.+)$/.exec(incoming.headers.authorization ?? "")?.[1] ?? "";
-      const asked = /^\/v1\/blobs\/([0-9a-f]{64})$/.exec(url.pathname)?.[1];
+      const token = tokenOf(incoming);
+      const asked = blobOf(url);
       if (asked !== undefined && (incoming.method === "GET" || incoming.method === "HEAD"))
         return await sendFile(incoming, outgoing, await this.#supplier.offered(token, asked));
       if (!(await this.#receiver.authorize(id, token)))
@@ -123,6 +128,25 @@ export class DataServer {
       if (outgoing.headersSent) return void outgoing.destroy();
       outgoing.writeHead(statusOf[detail.code] ?? 409, { "content-type": "application/json" });
       outgoing.end(JSON.stringify({ error: detail }));
+    }
+  }
+
+  /** To ranges of what is offered; nothing else is spoken here. */
+  async #upgrade(incoming: IncomingMessage, { socket, head }: { socket: Duplex; head: Buffer }): Promise<void> {
+    socket.on("error", () => undefined);
+    // whoever wants nothing for so long is gone
+    incoming.socket.setTimeout(silenceMillis, () => socket.destroy());
+    this.#ranges.add(socket);
+    try {
+      const digest = blobOf(new URL(incoming.url ?? "/", "https://node"));
+      if (digest === undefined || incoming.headers.upgrade !== rangesProtocol)
+        throw new CloudletError("NOT_FOUND", `no such protocol: ${incoming.headers.upgrade ?? "none"}`);
+      await serveRanges(socket, head, await this.#supplier.offered(tokenOf(incoming), digest));
+    } catch (error) {
+      // what cannot be read any more ends like a broken link: the status is only seen before the first byte
+      socket.end(`HTTP/1.1 ${statusOf[codeOf(error)] ?? 409} Refused\r\nconnection: close\r\ncontent-length: 0\r\n\r\n`);
+    } finally {
+      this.#ranges.delete(socket);
     }
   }
 
@@ -160,6 +184,14 @@ export class DataServer {
         throw new CloudletError("NOT_FOUND", `no such request: ${route}`);
     }
   }
+}
+
+function tokenOf({ headers }: IncomingMessage): string {
+  return /^Bearer (.+)$/.exec(headers.authorization ?? "")?.[1] ?? "";
+}
+
+function blobOf({ pathname }: URL): string | undefined {
+  return /^\/v1\/blobs\/([0-9a-f]{64})$/.exec(pathname)?.[1];
 }
 
 /** Without this a link that was cut in the middle of a body would hold its receiver for good. */

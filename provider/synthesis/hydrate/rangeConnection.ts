@@ -2,6 +2,7 @@ import type { TLSSocket } from "node:tls";
 import { setTimeout as delay } from "node:timers/promises";
 import { dialPinned } from "../../agent/pinnedTls.ts";
 import type { Offer } from "../../agent/protocol.ts";
+import { questionFor, rangesProtocol } from "../../agent/ranges.ts";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 
 export interface Range {
@@ -20,26 +21,23 @@ export interface RangeListener {
 const staggerMillis = 300;
 const maxHeaderBytes = 16 * 1024;
 
-/**
- * Takes ranges of one blob from the agent that offers it. Requests are sent without waiting for the answers before
- * (HTTP's pipelining, which Node's own client does not do), so that small ones fill the link as well as large ones.
- */
+/** Takes ranges of one blob from the agent that offers it, without waiting for what was asked before: small ones fill the link as well as large ones. */
 export class RangeConnection {
   readonly #socket: TLSSocket;
   readonly #offer: Offer;
-  readonly #head: string;
   readonly #listener: RangeListener;
+  /** The first of them is being received: where its next byte belongs, and how many follow. */
   readonly #asked: Range[] = [];
-  #header: Buffer = Buffer.alloc(0);
-  /** Of the answer that is being received: where its next byte belongs, and how many follow. */
-  #body: Range | undefined;
+  /** The answer in HTTP, until it is whole. */
+  #header: Buffer | undefined = Buffer.alloc(0);
   #ended = false;
 
   private constructor(socket: TLSSocket, what: { offer: Offer; digest: string; listener: RangeListener }) {
     this.#socket = socket;
     this.#offer = what.offer;
     this.#listener = what.listener;
-    this.#head = `GET /v1/blobs/${what.digest} HTTP/1.1\r\nhost: agent\r\nauthorization: Bearer ${what.offer.token}\r\nrange: bytes=`;
+    const upgrade = `connection: upgrade\r\nupgrade: ${rangesProtocol}\r\n`;
+    socket.write(`GET /v1/blobs/${what.digest} HTTP/1.1\r\nhost: agent\r\nauthorization: Bearer ${what.offer.token}\r\n${upgrade}\r\n`);
     socket.on("data", (data: Buffer) => this.#take(data));
     socket.on("error", (error) => this.#end(new CloudletError("UNREACHABLE", `${what.offer.node}: ${error.message}`)));
     socket.on("close", () => this.#end(new CloudletError("UNREACHABLE", `${what.offer.node} closed the connection`)));
@@ -52,7 +50,7 @@ export class RangeConnection {
 
   request(range: Range): void {
     this.#asked.push(range);
-    this.#socket.write(`${this.#head}${range.offset}-${range.offset + range.bytes - 1}\r\n\r\n`);
+    this.#socket.write(questionFor(range));
   }
 
   /** Ends it; the listener is not told. */
@@ -62,46 +60,40 @@ export class RangeConnection {
   }
 
   #take(data: Buffer): void {
-    let rest = data;
-    while (rest.length > 0 && !this.#ended) rest = this.#body === undefined ? this.#takeHeader(rest) : this.#takeBody(rest, this.#body);
+    let rest = this.#header === undefined ? data : this.#takeHeader(Buffer.concat([this.#header, data]));
+    while (rest.length > 0 && !this.#ended) {
+      const range = this.#asked[0];
+      if (range === undefined) return this.#end(this.#odd("what was not asked for"));
+      const piece = rest.subarray(0, range.bytes);
+      rest = rest.subarray(piece.length);
+      if (piece.length === range.bytes) this.#asked.shift();
+      else this.#asked[0] = { offset: range.offset + piece.length, bytes: range.bytes - piece.length };
+      this.#listener.received(range.offset, piece);
+    }
   }
 
-  #takeBody(data: Buffer, body: Range): Buffer {
-    const piece = data.subarray(0, body.bytes);
-    this.#body = piece.length === body.bytes ? undefined : { offset: body.offset + piece.length, bytes: body.bytes - piece.length };
-    this.#listener.received(body.offset, piece);
-    return data.subarray(piece.length);
-  }
-
-  #takeHeader(data: Buffer): Buffer {
-    const all = this.#header.length === 0 ? data : Buffer.concat([this.#header, data]);
+  /** Returns what follows it. */
+  #takeHeader(all: Buffer): Buffer {
+    this.#header = all;
     const end = all.indexOf("\r\n\r\n");
     if (end < 0) {
-      this.#header = all;
       if (all.length > maxHeaderBytes) this.#end(this.#odd("an endless header"));
       return Buffer.alloc(0);
     }
-    this.#header = Buffer.alloc(0);
-    const asked = this.#asked.shift();
-    const wrong = asked === undefined ? this.#odd("what was not asked for") : this.#refusal(all.toString("latin1", 0, end), asked);
-    if (wrong !== undefined) this.#end(wrong);
-    this.#body = asked;
+    this.#header = undefined;
+    const refusal = this.#refusal(Number(/^HTTP\/1\.1 (\d{3})/.exec(all.toString("latin1", 0, end))?.[1]));
+    if (refusal !== undefined) this.#end(refusal);
     return all.subarray(end + 4);
   }
 
-  #refusal(header: string, asked: Range): CloudletError | undefined {
+  #refusal(status: number): CloudletError | undefined {
     const { node } = this.#offer;
-    const status = Number(/^HTTP\/1\.1 (\d{3})/.exec(header)?.[1]);
+    if (status === 101) return undefined;
     if (status === 401 || status === 403)
       return new CloudletError("UNAUTHORIZED", `${node} no longer offers it: the token has expired or is unknown there`, {
         fix: "run `pulumi up` again for a new one",
       });
     if (status === 404) return new CloudletError("NOT_FOUND", `${node} does not have it any more`);
-    const length = Number(/\r\ncontent-length: *(\d+)/i.exec(header)?.[1]);
-    const first = Number(/\r\ncontent-range: *bytes (\d+)-/i.exec(header)?.[1]);
-    if (status === 206 && length === asked.bytes && first === asked.offset) return undefined;
-    if (status === 206) return this.#odd("another range than the one asked for");
-    // seen from a node that was asked for much at once, though nothing was wrong with what it was asked
     return new CloudletError("UNREACHABLE", `${node} answered with status ${status}`);
   }
 

@@ -1,7 +1,9 @@
+import type { IncomingMessage } from "node:http";
 import { createServer, type Server as HttpsServer } from "node:https";
 import { connect, createServer as createTcp, type AddressInfo, type Server, type Socket } from "node:net";
+import { Duplex } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
-import { sendFile } from "../../../provider/agent/blobResponse.ts";
+import { serveRanges } from "../../../provider/agent/ranges.ts";
 import type { Offer } from "../../../provider/agent/protocol.ts";
 import { newCertificate } from "../../agent/certificate.ts";
 
@@ -27,17 +29,17 @@ export class Source {
 
   static async offering(blob: { digest: string; path: string }, node = "gw1"): Promise<Source> {
     const asked: { start: number; end: number }[] = [];
-    const server = createServer({ key: identity.key, cert: identity.cert }, (request, response) => {
-      if (request.headers.authorization !== `Bearer ${token}`) return void response.writeHead(401).end();
-      if (request.url !== `/v1/blobs/${blob.digest}`) return void response.writeHead(404).end();
-      const [, start, end] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? "") ?? [];
-      asked.push({ start: Number(start), end: Number(end) });
+    const server = createServer({ key: identity.key, cert: identity.cert });
+    server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+      const refuse = (status: number) => void socket.end(`HTTP/1.1 ${String(status)} No\r\n\r\n`);
+      socket.on("error", () => undefined);
+      if (request.headers.authorization !== `Bearer ${token}`) return refuse(401);
+      if (request.url !== `/v1/blobs/${blob.digest}`) return refuse(404);
       if (source.bad > 0) {
         source.bad--;
-        return void response.writeHead(400, { connection: "close" }).end();
+        return refuse(400);
       }
-      // a connection that is cut ends it
-      sendFile(request, response, blob.path).catch(() => undefined);
+      void serveRanges(noting(socket, head, asked), Buffer.alloc(0), blob.path).catch(() => undefined);
     });
     await listening(server);
     const link = await Link.to(portOf(server));
@@ -54,6 +56,30 @@ export class Source {
     this.#server.close();
     this.#server.closeAllConnections();
   }
+}
+
+/** A connection that writes down what is asked over it. */
+function noting(socket: Duplex, head: Buffer, asked: { start: number; end: number }[]): Duplex {
+  let rest: Buffer = Buffer.alloc(0);
+  const note = (data: Buffer): Buffer => {
+    for (rest = Buffer.concat([rest, data]); rest.length >= 12; rest = rest.subarray(12)) {
+      const start = Number(rest.readBigUInt64BE(0));
+      asked.push({ start, end: start + rest.readUInt32BE(8) - 1 });
+    }
+    return data;
+  };
+  const noted = new Duplex({
+    read: () => void socket.resume(),
+    write: (data: Buffer, _encoding, done) => void (socket.write(data) ? done() : socket.once("drain", () => done())),
+    destroy: (error, done) => {
+      socket.destroy();
+      done(error);
+    },
+  });
+  if (head.length > 0) noted.push(note(head));
+  socket.on("data", (data: Buffer) => noted.push(note(data)));
+  socket.on("close", () => noted.destroy());
+  return noted;
 }
 
 /** A TCP connection with a rate, such as a shaped link has. */
