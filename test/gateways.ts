@@ -4,13 +4,14 @@ import { join } from "node:path";
 import type { PulumiFn } from "@pulumi/pulumi/automation/index.js";
 import type { Handoff } from "../provider/agent/handoffProtocol.ts";
 import type * as Hooks from "../provider/doors/dynamic/hooks.ts";
-import type * as Sdk from "../sdk/dynamic/index.ts";
-import type { CloudletArgs, ConnectionArgs, HypervisorArgs } from "../sdk/dynamic/index.ts";
+import type * as Sdk from "../sdk/plugin/index.ts";
+import type { CloudletArgs, ConnectionArgs, HypervisorArgs } from "../sdk/plugin/index.ts";
 import { buildImages } from "../tools/images/images.ts";
 import { openStack, type Outcome, type TestStack } from "./engine.ts";
 import { createLab, type Lab } from "./lab/lab.ts";
 
 export type Kind = "kvm" | "lxd";
+export type Door = "dynamic" | "plugin";
 export type GatewayName = "gw1" | "gw2";
 
 /** What a test program declares; everything else follows. */
@@ -30,18 +31,28 @@ export interface Declaration {
   volume?: { sizeMib: number; detached?: boolean; retainOnDelete?: boolean } | undefined;
 }
 
+/** The classes are the same behind both doors. */
+const packages: Record<Door, string> = { dynamic: "pulumi-cloudlet/dynamic", plugin: "pulumi-cloudlet" };
+
 /** Two gateways and a subscriber, real hosts each, with a stack whose program is a declaration. */
 export class Gateways {
+  readonly door: Door;
   readonly lab: Lab<GatewayName | "subscriber">;
   readonly images: { vm: string; container: string };
   readonly stack: TestStack;
   readonly #sdk: typeof Sdk;
 
-  constructor(parts: { lab: Gateways["lab"]; images: Gateways["images"]; stack: TestStack }) {
+  constructor(parts: { lab: Gateways["lab"]; images: Gateways["images"]; stack: TestStack; door: Door }) {
+    this.door = parts.door;
     this.lab = parts.lab;
     this.images = parts.images;
     this.stack = parts.stack;
-    this.#sdk = createRequire(join(parts.stack.directory, "x"))("pulumi-cloudlet/dynamic") as typeof Sdk;
+    this.#sdk = createRequire(join(parts.stack.directory, "x"))(packages[parts.door]) as typeof Sdk;
+  }
+
+  /** The same stack, with programs of the other door. */
+  through(door: Door): Gateways {
+    return new Gateways({ lab: this.lab, images: this.images, stack: this.stack, door });
   }
 
   get sdk(): typeof Sdk {
@@ -222,14 +233,14 @@ function changes(outcome: Outcome): Outcome {
 /** `name` is the lab's, so that files may run one after the other without meeting each other's remains. */
 export async function openGateways(
   name: string,
-  { lxd = [], bare = [] }: { lxd?: GatewayName[]; bare?: GatewayName[] } = {},
+  { lxd = [], bare = [], door = "dynamic" }: { lxd?: GatewayName[]; bare?: GatewayName[]; door?: Door } = {},
 ): Promise<Gateways> {
   const images = await buildImages();
   const host = (gateway: GatewayName) => ({ name: gateway, lxd: lxd.includes(gateway), bare: bare.includes(gateway) });
   const lab = await createLab({ name, hosts: [host("gw1"), host("gw2"), { name: "subscriber" }] });
   try {
     const stack = await openStack({ program: () => Promise.resolve({}) });
-    return new Gateways({ lab, images, stack });
+    return new Gateways({ lab, images, stack, door });
   } catch (error) {
     await lab.close();
     throw error;

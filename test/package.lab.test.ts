@@ -46,12 +46,13 @@ it("the package holds what is built, the documentation and nothing else", () => 
       "dist/plugin.js",
       "pulumi-resource-cloudlet",
       "dist/dynamic.js",
+      "dist/index.js",
       "dist/types/sdk/dynamic/index.d.ts",
     ]),
   );
   const outside =
-    /^(dist\/(agent|cli|hooks|dynamic|flattenProcess|plugin)\.js|dist\/package\.json|dist\/types\/sdk\/dynamic\/\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.svg)$/;
-  const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json"];
+    /^(dist\/(agent|cli|hooks|dynamic|index|flattenProcess|plugin)\.js|dist\/package\.json|dist\/types\/sdk\/(\w+\/)?\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.svg)$/;
+  const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json", "pulumi-resource-cloudlet"];
   expect(packed.filter((path) => !plain.includes(path) && !outside.test(path))).toEqual([]);
 });
 

@@ -10,18 +10,18 @@ const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"))
 const linkable: Plugin = {
   name: "linkable",
   setup({ onResolve }) {
-    const detour = join(root, "sdk/dynamic/programsPulumi.cjs");
+    const detour = join(root, "sdk/programsPulumi.cjs");
     onResolve({ filter: /^@pulumi\/pulumi$/ }, ({ importer }) => (importer === detour ? { external: true } : { path: detour }));
   },
 };
 
 /** What the package consists of. CommonJS, as Pulumi loads a dynamic provider's code by `require`. */
 const entries: { source: string; output: string; options: BuildOptions }[] = [
-  {
-    source: "sdk/dynamic/index.ts",
-    output: "dynamic.js",
-    options: { packages: "external", target: "node22", plugins: [linkable] },
-  },
+  ...(["plugin", "dynamic"] as const).map((door) => ({
+    source: `sdk/${door}/index.ts`,
+    output: door === "plugin" ? "index.js" : "dynamic.js",
+    options: { packages: "external" as const, target: "node22", plugins: [linkable] },
+  })),
   { source: "provider/doors/dynamic/hooks.ts", output: "hooks.js", options: { packages: "external", target: "node22" } },
   // a process of whatever pulls images: found beside its caller
   { source: "provider/local/flattenProcess.ts", output: "flattenProcess.js", options: { packages: "external", target: "node22" } },

@@ -59,7 +59,7 @@ try {
       return Object.fromEntries(Object.entries(module).filter(([name]) => name !== "default" && name !== "module.exports"));
     },
   });
-  const gateways = new Gateways({ lab, images, stack });
+  const gateways = new Gateways({ lab, images, stack, door: "dynamic" });
   try {
     const { privateKey } = lab.hosts.gw1.connection;
     const gateway = ({ host, hostKey }: { host: string; hostKey: string }) => ({ host, hostKey });

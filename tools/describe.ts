@@ -1,9 +1,10 @@
+import { z } from "zod";
 import type { ResourceDefinition } from "../provider/core/define.ts";
 import { fieldsOf, type Field, type FieldType } from "../provider/core/fields.ts";
 
 /** A resource with its fields taken apart once: the same field objects, and so the same shapes, for every generator. */
 export interface Described {
-  definition: ResourceDefinition;
+  definition: Pick<ResourceDefinition, "token" | "description" | "inputs" | "outputs">;
   inputs: Field[];
   outputs: Field[];
 }
@@ -12,8 +13,14 @@ export function describeResource(definition: ResourceDefinition): Described {
   return { definition, inputs: fieldsOf(definition.inputs), outputs: fieldsOf(definition.outputs) };
 }
 
+/** The provider itself, whose inputs are its configuration. */
+export function describeProvider(settings: z.ZodObject): Described {
+  const definition = { token: "cloudlet:index:Provider", description: "", inputs: settings, outputs: z.strictObject({}) };
+  return { definition, inputs: fieldsOf(settings), outputs: [] };
+}
+
 /** `Node` for `cloudlet:index:Node`. */
-export function nameOf(definition: ResourceDefinition): string {
+export function nameOf(definition: Pick<ResourceDefinition, "token">): string {
   return definition.token.split(":").at(-1) ?? definition.token;
 }
 

@@ -3,7 +3,8 @@ import { dirname, join } from "node:path";
 import { format, resolveConfig } from "prettier";
 import { errorsPage, resourcePage, schemaJson } from "../provider/core/schema.ts";
 import { resources } from "../provider/index.ts";
-import { describeResource, nameOf, typeNamesOf } from "./describe.ts";
+import { settingsSchema } from "../provider/settings.ts";
+import { describeProvider, describeResource, nameOf, typeNamesOf } from "./describe.ts";
 import { argsFile, inputsFile, propertiesFile, typesText } from "./generateTypes.ts";
 
 const root = join(import.meta.dirname, "..");
@@ -15,13 +16,17 @@ async function generated(): Promise<Map<string, string>> {
     version: string;
     description: string;
   };
-  const names = typeNamesOf(described);
+  const provider = describeProvider(settingsSchema);
+  const names = typeNamesOf([...described, provider]);
   const files = new Map([
-    ["schema.json", `${JSON.stringify(schemaJson({ version, description }, described, names), null, 2)}\n`],
-    ["sdk/dynamic/types.ts", typesText(described)],
-    ["sdk/dynamic/args.ts", argsFile(described)],
-    ["sdk/dynamic/inputs.ts", inputsFile(described)],
-    ["sdk/dynamic/properties.ts", propertiesFile(described)],
+    [
+      "schema.json",
+      `${JSON.stringify(schemaJson({ version, description, resources: described, settings: provider.inputs }, names), null, 2)}\n`,
+    ],
+    ["sdk/types.ts", typesText(described)],
+    ["sdk/args.ts", argsFile([...described, provider])],
+    ["sdk/inputs.ts", inputsFile([...described, provider])],
+    ["sdk/properties.ts", propertiesFile(described)],
     ["docs/errors.md", errorsPage()],
   ]);
   for (const resource of described) {

@@ -43,6 +43,16 @@ export interface LocalDigests {
   digestOverlay(path: string): Promise<string>;
 }
 
+/** What is known of a resource that is to be imported. */
+export interface Adopted {
+  /** As the user gave it. */
+  id: string;
+  /** The Pulumi name. */
+  name: string;
+  /** `project/stack` of who imports it. */
+  owner: string;
+}
+
 type Shape = z.ZodObject;
 
 /**
@@ -75,8 +85,8 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
   explainChange?(want: Partial<z.infer<Inputs>>, have: Partial<z.infer<Inputs>> & Partial<z.infer<Outputs>>): string | undefined;
   /** Outputs that follow from inputs, or from the state before, with certainty: what a preview shows of them. Unknown fields are absent. */
   predict?(want: Partial<z.infer<Inputs>>, old: Partial<z.infer<Inputs> & z.infer<Outputs>> | undefined): Partial<z.infer<Outputs>>;
-  /** What the id that a user gives to `pulumi import` says, to observe from: it may say more than the id does. INVALID where it says too little. */
-  adopt?(id: string, about: { owner: string }): z.infer<Inputs>;
+  /** What is there under the id that a user gives to `pulumi import`, which may say more than the id in the state: where it runs, and how to get there. */
+  adopt?(wanted: Adopted, context: Context): Promise<(z.infer<Inputs> & z.infer<Outputs>) | undefined>;
   /** What is true on the node now. undefined = the node answered and has none; a silent node throws UNREACHABLE. */
   observe(known: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<(z.infer<Inputs> & z.infer<Outputs>) | undefined>;
   /**

@@ -1,5 +1,5 @@
 import type { Context } from "./context.ts";
-import type { ResourceDefinition } from "./define.ts";
+import type { Adopted, ResourceDefinition } from "./define.ts";
 import { diffInputs } from "./diff.ts";
 import { CloudletError, describeError } from "./errors.ts";
 import { fieldsOf } from "./fields.ts";
@@ -47,12 +47,12 @@ export async function read(definition: ResourceDefinition, known: State, context
 /** What an id alone leads to, for import. undefined = the node answered and has none. */
 export async function adopt(
   definition: ResourceDefinition,
-  given: { id: string; owner: string },
+  wanted: Adopted,
   context: Context,
 ): Promise<{ id: string; state: State } | undefined> {
   if (!definition.adopt)
     throw new CloudletError("UNSUPPORTED", `a ${definition.token} cannot be imported`, { fix: "declare it; what is there is taken up" });
-  const state = await definition.observe(definition.adopt(given.id, given), context);
+  const state = await definition.adopt(wanted, context);
   return state && { id: definition.identity(state), state };
 }
 

@@ -3,7 +3,7 @@ import { errorCodes } from "./errors.ts";
 import type { Field, FieldType } from "./fields.ts";
 
 interface Described {
-  definition: ResourceDefinition;
+  definition: Pick<ResourceDefinition, "token" | "description">;
   inputs: Field[];
   outputs: Field[];
 }
@@ -11,8 +11,16 @@ interface Described {
 type TypeNames = ReadonlyMap<object, string>;
 type Json = Record<string, unknown>;
 
+export interface Package {
+  version: string;
+  description: string;
+  resources: Described[];
+  /** The configuration of a provider. */
+  settings: Field[];
+}
+
 /** Pulumi's package schema. */
-export function schemaJson(about: { version: string; description: string }, resources: Described[], names: TypeNames): Json {
+export function schemaJson({ resources, settings, ...about }: Package, names: TypeNames): Json {
   const types = new Map<string, Json>();
   const resourceEntries = resources.map(({ definition, inputs, outputs }) => {
     // what an input leaves open, the output has
@@ -24,14 +32,22 @@ export function schemaJson(about: { version: string; description: string }, reso
       properties: properties(stored, names, "output"),
       required: stored.filter((field) => field.required || field.fallback !== undefined).map(({ name }) => name),
       inputProperties: properties(inputs, names, "input"),
+      // so that a stack may change doors
+      aliases: [{ type: `pulumi-nodejs:dynamic/${definition.token.replace(":index:", ":")}` }],
       requiredInputs: inputs.filter(({ required, name, meta }) => required && name !== "name" && !meta.internal).map(({ name }) => name),
     };
     return [definition.token, entry] as const;
   });
+  for (const field of settings) addTypes(field.type, names, types);
   return {
     name: "cloudlet",
     displayName: "Cloudlet",
     ...about,
+    config: { variables: properties(settings, names, "input") },
+    provider: {
+      description: "What holds for all resources of one provider. Nothing of it is stored with them.",
+      inputProperties: properties(settings, names, "input"),
+    },
     types: Object.fromEntries([...types].sort()),
     resources: Object.fromEntries(resourceEntries),
   };

@@ -10,21 +10,26 @@ import { packDirectory } from "./directory.ts";
 import { acquireImage } from "./images.ts";
 import { acquireOverlay } from "./overlays/acquire.ts";
 
-/** Files and directories of the operator's machine, as blobs with a digest. */
-export const local: Local = {
-  async open(path) {
-    const found = await statOf(path);
-    if (!found.isFile()) throw new CloudletError("INVALID", `${path} is not a file`, { fix: "name a file" });
-    return blobOf(path, () => createReadStream(path));
-  },
-  async openDirectory(path) {
-    const found = await statOf(path);
-    if (!found.isDirectory()) throw new CloudletError("INVALID", `${path} is not a directory`, { fix: "name a directory" });
-    return blobOf(path, () => packDirectory(path));
-  },
-  acquire: (source, options) => acquireImage(source, options, { cache: new Cache(), files: local, limits: { bytes: imageLimit } }),
-  acquireOverlay,
-};
+/** Files and directories of the operator's machine, as blobs with a digest; `store` is where downloads and builds are kept. */
+export function createLocal(store?: string): Local {
+  const local: Local = {
+    async open(path) {
+      const found = await statOf(path);
+      if (!found.isFile()) throw new CloudletError("INVALID", `${path} is not a file`, { fix: "name a file" });
+      return blobOf(path, () => createReadStream(path));
+    },
+    async openDirectory(path) {
+      const found = await statOf(path);
+      if (!found.isDirectory()) throw new CloudletError("INVALID", `${path} is not a directory`, { fix: "name a directory" });
+      return blobOf(path, () => packDirectory(path));
+    },
+    acquire: (source, options) => acquireImage(source, options, { cache: new Cache(store), files: local, limits: { bytes: imageLimit } }),
+    acquireOverlay,
+  };
+  return local;
+}
+
+export const local = createLocal();
 
 /** A larger one is a mistake, or an attack. */
 const imageLimit = 64 * 1024 * 1024 * 1024;

@@ -1,8 +1,19 @@
 import { z } from "zod";
 import { kindSchema } from "../agent/protocol.ts";
+import type { Context } from "../core/context.ts";
 import { defineResource, type Issue } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
-import { connectionField, nameField, nodeAddressField, onUnreachableField, ownerField, removeOrForget, statusField } from "./shared.ts";
+import {
+  connectionField,
+  nameField,
+  nodeAddressField,
+  onUnreachableField,
+  ownerField,
+  parseAdopted,
+  parseHypervisorId,
+  removeOrForget,
+  statusField,
+} from "./shared.ts";
 
 const inputs = z.strictObject({
   name: nameField.describe("Name used in messages. Default: the Pulumi name.").meta({ replaces: true }),
@@ -34,6 +45,8 @@ const inputs = z.strictObject({
   onUnreachable: onUnreachableField,
   status: statusField,
 });
+
+type Inputs = z.infer<typeof inputs>;
 
 const outputs = z.strictObject({
   version: z.string().describe("Version that the hypervisor reports."),
@@ -70,18 +83,20 @@ export const hypervisor = defineResource({
     return issues;
   },
 
-  async observe(known, context) {
-    const agent = await context.agent(known.connection);
-    const [status, facts] = await Promise.all([agent.hypervisor(), agent.facts()]);
-    if (status?.kind !== known.kind || !status.owners.includes(known.owner)) return undefined;
-    return {
-      ...inputs.strip().parse(known),
-      status: "ready",
-      version: status.version,
-      accelerator: status.accelerator,
-      capacity: { cores: facts.cores, memoryMib: facts.memoryMib, cpuFlags: facts.cpuFlags, machineTypes: status.machineTypes },
-    };
+  predict: ({ kind }, old) => ({
+    ...(kind === "lxd" && { accelerator: "none" as const }),
+    // the machine stays the same one
+    ...(old?.capacity && old.accelerator && { capacity: old.capacity, accelerator: old.accelerator }),
+  }),
+
+  adopt({ id, name, owner }, context) {
+    const [hypervisor = "", host] = parseAdopted(id, "NODE/KIND[@HOST]");
+    const { node, kind } = parseHypervisorId(hypervisor);
+    const nodeAddress = host ?? node;
+    return observe(inputs.parse({ name, owner, node, kind, connection: { host: nodeAddress }, nodeAddress }), context);
   },
+
+  observe,
 
   async apply(want, _old, context) {
     const host = await context.host(want.connection);
@@ -112,3 +127,16 @@ export const hypervisor = defineResource({
     });
   },
 });
+
+async function observe(known: Inputs, context: Context): Promise<(Inputs & z.infer<typeof outputs>) | undefined> {
+  const agent = await context.agent(known.connection);
+  const [status, facts] = await Promise.all([agent.hypervisor(), agent.facts()]);
+  if (status?.kind !== known.kind || !status.owners.includes(known.owner)) return undefined;
+  return {
+    ...inputs.strip().parse(known),
+    status: "ready",
+    version: status.version,
+    accelerator: status.accelerator,
+    capacity: { cores: facts.cores, memoryMib: facts.memoryMib, cpuFlags: facts.cpuFlags, machineTypes: status.machineTypes },
+  };
+}

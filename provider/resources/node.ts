@@ -1,8 +1,9 @@
 import { z } from "zod";
 import { factsSchema } from "../agent/protocol.ts";
+import type { Context } from "../core/context.ts";
 import { defineResource, type Issue } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
-import { connectionSchema, nameField, onUnreachableField, ownerField, removeOrForget, statusField } from "./shared.ts";
+import { connectionSchema, nameField, onUnreachableField, ownerField, parseAdopted, removeOrForget, statusField } from "./shared.ts";
 
 const inputs = z.strictObject({
   name: nameField
@@ -24,6 +25,8 @@ const outputs = z.strictObject({
   facts: factsSchema.describe("What the machine is: cores, memory, processor, kernel, disks, virtualisation."),
   addedPackages: z.array(z.string()).describe("Packages that commissioning installed; delete removes exactly these."),
 });
+
+type Known = z.infer<typeof inputs> & Partial<z.infer<typeof outputs>>;
 
 /** A bare-metal edge gateway: create commissions it, delete leaves the host as it was. */
 export const node = defineResource({
@@ -52,22 +55,15 @@ export const node = defineResource({
     return issues;
   },
 
-  async observe(known, context) {
-    const host = await context.host(known.connection);
-    const commissioned = await context.commission.observe(host, context);
-    // another stack's commissioning is not ours: for this stack the node is not there
-    if (!commissioned?.record.owners.includes(known.owner)) return undefined;
-    const facts =
-      commissioned.problems.length === 0 || known.facts === undefined ? await (await context.agent(known.connection)).facts() : known.facts;
-    return {
-      ...inputs.strip().parse(known),
-      status: commissioned.problems.join("; ") || "ready",
-      machineId: facts.machineId,
-      hostKeyFingerprint: host.hostKeyFingerprint,
-      facts: factsSchema.parse(facts),
-      addedPackages: commissioned.record.packages,
-    };
+  // a node never becomes another machine
+  predict: (_want, old) => (old?.machineId === undefined ? {} : { machineId: old.machineId }),
+
+  adopt({ id, owner }, context) {
+    const [name = "", host = name] = parseAdopted(id, "NAME[@HOST]");
+    return observe(inputs.parse({ name, owner, connection: { host } }), context);
   },
+
+  observe,
 
   async apply(want, old, context) {
     const host = await context.host(want.connection);
@@ -89,3 +85,20 @@ export const node = defineResource({
     });
   },
 });
+
+async function observe(known: Known, context: Context): Promise<(z.infer<typeof inputs> & z.infer<typeof outputs>) | undefined> {
+  const host = await context.host(known.connection);
+  const commissioned = await context.commission.observe(host, context);
+  // another stack's commissioning is not ours: for this stack the node is not there
+  if (!commissioned?.record.owners.includes(known.owner)) return undefined;
+  const facts =
+    commissioned.problems.length === 0 || known.facts === undefined ? await (await context.agent(known.connection)).facts() : known.facts;
+  return {
+    ...inputs.strip().parse(known),
+    status: commissioned.problems.join("; ") || "ready",
+    machineId: facts.machineId,
+    hostKeyFingerprint: host.hostKeyFingerprint,
+    facts: factsSchema.parse(facts),
+    addedPackages: commissioned.record.packages,
+  };
+}

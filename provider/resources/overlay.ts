@@ -107,6 +107,12 @@ export const overlay = defineResource({
   complete,
   constraints,
 
+  predict: ({ builder, base, resources }) => ({
+    ...(builder !== undefined && parseHypervisor(builder)),
+    ...(base?.digest !== undefined && { baseDigest: base.digest }),
+    ...(resources && { resources }),
+  }),
+
   async observe(known, context) {
     const agent = await context.agent(known.connection);
     const found = await agent.overlay(known.name, known.owner);

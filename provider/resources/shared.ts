@@ -1,6 +1,6 @@
 import { z } from "zod";
 import type { Context } from "../core/context.ts";
-import { codeOf } from "../core/errors.ts";
+import { CloudletError, codeOf } from "../core/errors.ts";
 import { kindSchema, type Kind } from "../agent/protocol.ts";
 
 const hop = {
@@ -33,6 +33,13 @@ export const connectionSchema = z.strictObject({
   ...hop,
   proxy: z.strictObject(hop).optional().describe("A bastion host to go through."),
 });
+const { host: _host, ...withoutHost } = hop;
+/** What may hold for many connections. */
+export const connectionDefaultsSchema = z.strictObject({
+  ...withoutHost,
+  proxy: z.strictObject(hop).optional().describe("A bastion host to go through."),
+});
+
 export type Connection = z.infer<typeof connectionSchema>;
 
 const nameRule = "must be lower-case letters, digits and dashes, 40 at most; pass `name` where the Pulumi name is not";
@@ -81,6 +88,12 @@ export function parseHypervisor(reference: string): { node: string; kind: Kind }
   return { node, kind: kindSchema.parse(kind) };
 }
 
+/** The same for what a user wrote where no schema looks. */
+export function parseHypervisorId(text: string): { node: string; kind: Kind } {
+  if (hypervisorField.safeParse(text).success) return parseHypervisor(text);
+  throw new CloudletError("INVALID", `"${text}" is no hypervisor's id`, { fix: 'give it as NODE/KIND, such as "gw1/kvm"' });
+}
+
 /** Runs a removal; where the node cannot be reached and the user chose to forget it, a warning takes the place of the error. */
 export async function removeOrForget(
   { what, onUnreachable, context }: { what: string; onUnreachable: "fail" | "forget"; context: Context },
@@ -92,4 +105,13 @@ export async function removeOrForget(
     if (onUnreachable !== "forget" || codeOf(error) !== "UNREACHABLE") throw error;
     context.warn(`${what} was forgotten without reaching its node; should the node come back, what runs there is still there`);
   }
+}
+
+/** `WHAT@PLACE@HOST`, the grammar of ids that are imported; the last part may be left out where the place's name is enough to reach it. */
+export function parseAdopted(id: string, form: string): string[] {
+  const parts = id.split("@");
+  const most = form.replaceAll(/[[\]]/g, "").split("@").length;
+  const least = form.replace(/\[.*/, "").split("@").length;
+  if (parts.length >= least && parts.length <= most && parts.every((part) => part !== "")) return parts;
+  throw new CloudletError("INVALID", `"${id}" does not say what is to be imported`, { fix: `give it as ${form}` });
 }

@@ -8,7 +8,9 @@ import {
   nameField,
   onUnreachableField,
   ownerField,
+  parseAdopted,
   parseHypervisor,
+  parseHypervisorId,
   removeOrForget,
   statusField,
 } from "./shared.ts";
@@ -53,19 +55,16 @@ export const volume = defineResource({
     ];
   },
 
-  async observe(known, context) {
-    const agent = await context.agent(known.connection);
-    const found = await agent.volume(known.name);
-    if (found === undefined || found.spec.owner !== known.owner) return undefined;
-    const { node } = parseHypervisor(known.hypervisor);
-    return {
-      ...inputs.strip().parse(known),
-      status: "ready",
-      sizeMib: found.spec.sizeMib,
-      node: found.place === "gone" ? (found.peer ?? node) : node,
-      ...(found.attachedTo !== undefined && { attachedTo: found.attachedTo }),
-    };
+  predict: ({ hypervisor }) => (hypervisor === undefined ? {} : { node: parseHypervisor(hypervisor).node }),
+
+  adopt({ id, owner }, context) {
+    const [name = "", hypervisor = "", host] = parseAdopted(id, "NAME@NODE/KIND[@HOST]");
+    const { node } = parseHypervisorId(hypervisor);
+    // its size is what the node says
+    return observe(inputs.parse({ name, owner, hypervisor, connection: { host: host ?? node }, sizeMib: 8 }), context);
   },
+
+  observe,
 
   async apply(want, old, context) {
     const awaited = old !== undefined && old.hypervisor !== want.hypervisor && (await attachedElsewhere(old, context));
@@ -85,6 +84,20 @@ export const volume = defineResource({
     });
   },
 });
+
+async function observe(known: Inputs, context: Context): Promise<(Inputs & z.infer<typeof outputs>) | undefined> {
+  const agent = await context.agent(known.connection);
+  const found = await agent.volume(known.name);
+  if (found === undefined || found.spec.owner !== known.owner) return undefined;
+  const { node } = parseHypervisor(known.hypervisor);
+  return {
+    ...inputs.strip().parse(known),
+    status: "ready",
+    sizeMib: found.spec.sizeMib,
+    node: found.place === "gone" ? (found.peer ?? node) : node,
+    ...(found.attachedTo !== undefined && { attachedTo: found.attachedTo }),
+  };
+}
 
 /** Whether its cloudlet's move will bring the volume. One that nothing has attached does not travel by itself. */
 async function attachedElsewhere(old: Inputs, context: Context): Promise<boolean> {

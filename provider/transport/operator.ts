@@ -9,9 +9,9 @@ export interface Operator {
   knownHostsPaths: [string, ...string[]];
 }
 
-export function currentOperator(): Operator {
+export function currentOperator(knownHostsFile?: string): Operator {
   const home = homedir();
-  const named = process.env["CLOUDLET_KNOWN_HOSTS"];
+  const named = knownHostsFile ?? process.env["CLOUDLET_KNOWN_HOSTS"];
   return {
     home,
     agentSocketPath: process.env["SSH_AUTH_SOCK"] || undefined,

@@ -22,7 +22,7 @@ export interface PoolOptions {
 }
 
 /** One pool is meant to serve a whole process. */
-export function createHostPool({ operator = currentOperator, idleMillis = 15_000 }: PoolOptions = {}): HostPool {
+export function createHostPool({ operator = () => currentOperator(), idleMillis = 15_000 }: PoolOptions = {}): HostPool {
   const entries = new Map<string, Entry>();
   return {
     async host(settings, signal) {

@@ -1,6 +1,6 @@
 import * as pulumi from "@pulumi/pulumi";
 import type { Cloudlet } from "./resources.ts";
-import type { CloudletLastMove } from "./types.ts";
+import type { CloudletLastMove } from "../types.ts";
 import type * as Hooks from "../../provider/doors/dynamic/hooks.ts";
 
 declare const require: (module: "pulumi-cloudlet/hooks") => typeof Hooks;

@@ -1,10 +1,6 @@
-export { EdgeCluster, Hypervisor, Node } from "./gateway.ts";
-export type { EdgeClusterArgs, HypervisorArgs, NodeArgs } from "./gateway.ts";
-export { BaseImage, Overlay } from "./images.ts";
-export type { BaseImageArgs, OverlayArgs } from "./images.ts";
-export { Cloudlet, Volume } from "./resources.ts";
-export type { CloudletArgs, VolumeArgs } from "./resources.ts";
+export { EdgeCluster, Node, Hypervisor, Cloudlet, BaseImage, Overlay, Volume } from "./resources.ts";
+export type { EdgeClusterArgs, NodeArgs, HypervisorArgs, CloudletArgs, BaseImageArgs, OverlayArgs, VolumeArgs } from "../classArgs.ts";
 export { execInCloudlet, getCloudletLogs, getHandoffs, restartCloudlet, restoreCloudlet, snapshotCloudlet } from "./functions.ts";
 export type { ExecOptions, ExecResult, Handoff, HandoffReport } from "./functions.ts";
-export type { ConnectionArgs } from "./args.ts";
-export type { Connection } from "./types.ts";
+export type { ConnectionArgs } from "../args.ts";
+export type { Connection } from "../types.ts";

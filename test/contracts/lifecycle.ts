@@ -236,7 +236,8 @@ const lifecycle: Row[] = [
       expect(failed.text).toMatch(/counter ready|console ends with/);
       const stored = (await life.gateways.stack.state()).find(({ type }) => type.endsWith(":Cloudlet"));
       expect(stored?.id).toBe("visits/counter");
-      expect(stored?.outputs?.["__provider"]).toBeTypeOf("string");
+      // without it the dynamic door could neither read nor delete later
+      expect("__provider" in (stored?.outputs ?? {})).toBe(life.gateways.door === "dynamic");
       const resumed = await life.change({ cloudlet: {} });
       expect(resumed, resumed.text).toMatchObject({ ok: true });
       await unchanged(life);

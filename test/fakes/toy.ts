@@ -25,6 +25,7 @@ const inputs = z.strictObject({
   /** Seconds that apply takes after the file was written. */
   slow: z.int().default(0),
 });
+type Inputs = z.infer<typeof inputs>;
 const outputs = z.strictObject({ size: z.int(), serial: z.string() });
 
 /** A resource that is one JSON file; the folder is the node, and a folder that is gone does not answer. */
@@ -43,17 +44,11 @@ export const toy = defineResource({
     ),
   ],
   predict: ({ content }) => (content === undefined ? {} : { size: content.length }),
-  adopt: (id, { owner: _owner }) => {
+  adopt({ id }, context) {
     const [name = "", folder = ""] = id.split("@");
-    return inputs.parse({ name, folder });
+    return observe(inputs.parse({ name, folder }), context);
   },
-  async observe(known, context) {
-    await context.host({ host: known.folder });
-    const file = join(known.folder, known.name);
-    if (!existsSync(file)) return undefined;
-    const stored = inputs.parse(JSON.parse(readFileSync(file, "utf8")));
-    return { ...stored, size: stored.content.length, serial: `serial of ${known.name}` };
-  },
+  observe,
   async apply(want, _old, context) {
     await context.host({ host: want.folder });
     context.status(`writing ${want.name}`);
@@ -84,4 +79,12 @@ export function toyContext(report: Pick<Context, "status" | "warn">, signal = Ab
         ? Promise.resolve({ label: host } as never)
         : Promise.reject(new CloudletError("UNREACHABLE", `${host} does not answer`)),
   };
+}
+
+async function observe(known: Inputs, context: Context): Promise<(Inputs & z.infer<typeof outputs>) | undefined> {
+  await context.host({ host: known.folder });
+  const file = join(known.folder, known.name);
+  if (!existsSync(file)) return undefined;
+  const stored = inputs.parse(JSON.parse(readFileSync(file, "utf8")));
+  return { ...stored, size: stored.content.length, serial: `serial of ${known.name}` };
 }

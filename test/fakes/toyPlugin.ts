@@ -7,5 +7,15 @@ import { toy, toyContext } from "./toy.ts";
 runPlugin({
   version: "0.0.1",
   schema: () => Promise.resolve(JSON.stringify({ name: "cloudlet", resources: { [toy.token]: {} } })),
-  operations: (report) => Promise.resolve(new Operations({ definitions: [toy], digests, report, open: toyContext })),
+  operations: (report) =>
+    Promise.resolve(
+      new Operations({
+        definitions: [toy],
+        digests,
+        report,
+        secretSettings: [],
+        checkSettings: () => [],
+        world: () => ({ openContext: toyContext, inTurn: (_signal, work) => work() }),
+      }),
+    ),
 });

@@ -38,8 +38,10 @@ export function dynamicHooks({ definitions, declarations, digests, open, note }:
       const changes = diffInputs(definition.inputs, olds, news);
       const explanation = changes.length > 0 ? explainChange(definition, plain(news), plain(olds)) : undefined;
       if (explanation !== undefined) note(subjectOf(definition, news), explanation);
+      // made by the plugin: an update stores the provider's text, without which nothing could be read or deleted
+      const taken = providerKey in news && !(providerKey in olds);
       return Promise.resolve({
-        changes: changes.length > 0,
+        changes: changes.length > 0 || taken,
         replaces: replacing(changes),
         deleteBeforeReplace: definition.inStateOnly !== true,
       });

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from "node:util";
 import providerPb from "@pulumi/pulumi/proto/provider_pb.js";
 import type * as Messages from "@pulumi/pulumi/proto/provider_pb.js";
 import { checkInputs, explainChange } from "../../core/check.ts";
@@ -17,11 +18,21 @@ import { parseUrn, type Subject } from "./urn.ts";
 
 type State = Record<string, unknown>;
 
+export interface World {
+  /** For one operation. */
+  openContext(report: Reporter, signal: AbortSignal): Context;
+  inTurn<T>(signal: AbortSignal, work: () => Promise<T>): Promise<T>;
+}
+
 export interface PluginDoor {
   definitions: readonly ResourceDefinition[];
   digests: LocalDigests;
-  /** The outside world for one operation. */
-  open(report: Reporter, signal: AbortSignal): Context;
+  /** Which parts of a provider's configuration are secret. */
+  secretSettings: string[][];
+  /** What is wrong with a provider's configuration. */
+  checkSettings(given: Record<string, unknown>): Issue[];
+  /** The outside world, as the configuration has it. */
+  world(given: Record<string, unknown>): World;
   /** Status lines and warnings of the resource with this URN. */
   report(urn: string): Reporter;
 }
@@ -31,13 +42,32 @@ export class Operations {
   readonly #door: PluginDoor;
   readonly #interruption = new Interruption();
   #declarations = new Declarations();
+  #world: World | undefined;
 
   constructor(door: PluginDoor) {
     this.#door = door;
   }
 
-  configure(): Promise<Messages.ConfigureResponse> {
+  checkConfig(request: Messages.CheckRequest): Promise<Messages.CheckResponse> {
+    const { values } = fromStruct(request.getNews());
+    const response = new providerPb.CheckResponse();
+    response.setInputs(toStruct(values, this.#door.secretSettings));
+    response.setFailuresList(this.#door.checkSettings(values).map(toFailure));
+    return Promise.resolve(response);
+  }
+
+  /** Another configuration is another way to the same nodes, and never replaces what is there. */
+  diffConfig(request: Messages.DiffRequest): Promise<Messages.DiffResponse> {
+    const { DiffChanges } = providerPb.DiffResponse;
+    const [olds, news] = [fromStruct(request.getOldInputs() ?? request.getOlds()).values, fromStruct(request.getNews()).values];
+    const response = new providerPb.DiffResponse();
+    response.setChanges(isDeepStrictEqual(olds, news) ? DiffChanges.DIFF_NONE : DiffChanges.DIFF_SOME);
+    return Promise.resolve(response);
+  }
+
+  configure(request: Messages.ConfigureRequest): Promise<Messages.ConfigureResponse> {
     this.#interruption.reset();
+    this.#world = this.#door.world(fromStruct(request.getArgs()).values);
     // what an earlier run has declared says nothing about this one
     this.#declarations = new Declarations();
     const response = new providerPb.ConfigureResponse();
@@ -130,7 +160,7 @@ export class Operations {
     const found = await this.#perform(
       { subject, definition, inputs: known, verb: "reading", seconds: request.getTimeout() },
       async (context) => {
-        if (imported) return reconcile.adopt(definition, { id, owner: subject.owner }, context);
+        if (imported) return reconcile.adopt(definition, { id, name: subject.name, owner: subject.owner }, context);
         const state = await reconcile.read(definition, known.values, context);
         return state && { id, state };
       },
@@ -158,11 +188,17 @@ export class Operations {
     throw new CloudletError("INVALID", `pulumi-cloudlet has no ${token}`, { fix: "correct the type's name, or install a newer version" });
   }
 
+  #configured(): World {
+    if (this.#world) return this.#world;
+    throw new CloudletError("BUG", "the engine began without configuring the provider");
+  }
+
   async #perform<T>(task: Task, operation: (context: Context) => Promise<T>): Promise<T> {
     const { subject, definition, inputs, verb, seconds } = task;
+    const world = this.#configured();
     try {
       return await this.#interruption.limit({ what: `${verb} "${subject.name}"`, seconds }, (signal) =>
-        operation(this.#door.open(this.#door.report(subject.urn), signal)),
+        world.inTurn(signal, () => operation(world.openContext(this.#door.report(subject.urn), signal))),
       );
     } catch (error) {
       if (!(error instanceof reconcile.PartialFailure)) throw error;

@@ -1,9 +1,18 @@
 import { resources } from "../../index.ts";
-import { openContext, run } from "../../runtime.ts";
+import { createRuntime, run } from "../../runtime.ts";
+import { parseSettings, readSettings } from "../../settings.ts";
 import type { Reporter } from "../engineLog.ts";
 import { Operations } from "./operations.ts";
 
 /** The door with every resource and the real world behind it. */
 export function realOperations(report: (urn: string) => Reporter): Operations {
-  return new Operations({ definitions: resources, digests: run.digests, open: openContext, report });
+  return new Operations({
+    definitions: resources,
+    digests: run.digests,
+    report,
+    // it comes as one text
+    secretSettings: [["connection"]],
+    checkSettings: (given) => parseSettings(given).issues,
+    world: (given) => createRuntime(readSettings(given)),
+  });
 }

@@ -31,7 +31,9 @@ function implementation(served: Served): UntypedServiceImplementation {
   const empty = (): InstanceType<typeof emptyPb.Empty> => new emptyPb.Empty();
   return {
     ...introduction(served),
-    configure: unary(async () => (await operations()).configure()),
+    checkConfig: unary(async (request: InstanceType<typeof providerPb.CheckRequest>) => (await operations()).checkConfig(request)),
+    diffConfig: unary(async (request: InstanceType<typeof providerPb.DiffRequest>) => (await operations()).diffConfig(request)),
+    configure: unary(async (request: InstanceType<typeof providerPb.ConfigureRequest>) => (await operations()).configure(request)),
     check: unary(async (request: InstanceType<typeof providerPb.CheckRequest>) => (await operations()).check(request)),
     diff: unary(async (request: InstanceType<typeof providerPb.DiffRequest>) => (await operations()).diff(request)),
     create: unary(async (request: InstanceType<typeof providerPb.CreateRequest>) => (await operations()).create(request)),

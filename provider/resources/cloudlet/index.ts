@@ -1,12 +1,13 @@
 import type { InstanceStatus } from "../../agent/protocol.ts";
-import { defineResource, type CheckContext, type Issue } from "../../core/define.ts";
+import type { Context } from "../../core/context.ts";
+import { defineResource, type Adopted, type CheckContext, type Issue } from "../../core/define.ts";
 import { pinDigest } from "../images.ts";
-import { parseHypervisor, removeOrForget } from "../shared.ts";
+import { parseAdopted, parseHypervisor, parseHypervisorId, removeOrForget } from "../shared.ts";
 import { follow } from "../supply.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
 import { explainMove, move } from "./move.ts";
-import { idOf, toSpec } from "./spec.ts";
+import { idOf, toDeclared, toSpec } from "./spec.ts";
 import { supply, withOverlay } from "./supply.ts";
 import { explainStart } from "./synthesis.ts";
 
@@ -22,6 +23,9 @@ export const cloudlet = defineResource({
   constraints,
   explain: explainStart,
   explainChange: explainMove,
+
+  predict,
+  adopt,
 
   async observe(known, context) {
     const agent = await context.agent(known.connection);
@@ -72,13 +76,42 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
   };
 }
 
+function predict(want: Partial<Inputs>, old: Partial<State> | undefined): Partial<State> {
+  const { hypervisor, nodeAddress, ports, base } = want;
+  const place = hypervisor === undefined ? undefined : parseHypervisor(hypervisor);
+  return {
+    ...(place && { node: place.node }),
+    ...(place?.kind === "lxd" && { accelerator: "none" }),
+    ...(nodeAddress !== undefined && ports && { endpoint: endpointOf(nodeAddress, ports) }),
+    ...(base?.digest !== undefined && { imageDigest: base.digest }),
+    // a guest keeps its address where it stays
+    ...(old?.address !== undefined && old.hypervisor === hypervisor && { address: old.address }),
+  };
+}
+
+/** Everything of a cloudlet that its node knows, for a program that has not declared it yet. */
+async function adopt({ id, owner }: Adopted, context: Context): Promise<State | undefined> {
+  const [identity = "", hypervisor = "", host] = parseAdopted(id, "CLUSTER/NAME@NODE/KIND[@HOST]");
+  const [cluster, name] = identity.split("/");
+  const nodeAddress = host ?? parseHypervisorId(hypervisor).node;
+  const agent = await context.agent({ host: nodeAddress });
+  const found = await agent.instance(identity);
+  if (found === undefined || found.spec.owner !== owner) return undefined;
+  const declared = { name, cluster, owner, hypervisor, connection: { host: nodeAddress }, nodeAddress, ...toDeclared(found.spec) };
+  return toState(inputs.parse(declared), found);
+}
+
+function endpointOf(nodeAddress: string, ports: Inputs["ports"]): string {
+  const [first] = ports;
+  return first ? `${nodeAddress}:${first.hostPort ?? first.port}` : "";
+}
+
 /** What is true, in the words of the inputs, so that drift shows as a difference. */
 function toState(known: Inputs, found: InstanceStatus): State {
   const { spec, ownership } = found;
   const here = parseHypervisor(known.hypervisor);
   const away = ownership.role === "released" && ownership.peer !== undefined && found.leaving !== true;
   const hypervisor = away ? `${ownership.peer}/${spec.kind}` : known.hypervisor;
-  const first = spec.ports[0];
   return {
     ...inputs.strip().parse({ ...known, state: "running" }),
     hypervisor,
@@ -91,7 +124,7 @@ function toState(known: Inputs, found: InstanceStatus): State {
     ports: spec.ports,
     environment: spec.environment,
     stateFiles: spec.stateFiles,
-    endpoint: first ? `${known.nodeAddress}:${first.hostPort}` : "",
+    endpoint: endpointOf(known.nodeAddress, spec.ports),
     address: found.address,
     node: away ? (ownership.peer ?? here.node) : here.node,
     status: ownership.role === "released" ? `${away ? "moved" : "moving"} to ${ownership.peer ?? "another node"}` : statusOf(found),

@@ -55,3 +55,19 @@ export function toSpec(want: Inputs): InstanceSpec {
     ...(overlay !== undefined && { overlay: { digest: overlay }, hydrate: want.hydrate }),
   };
 }
+
+/** What a program would declare to get this: all but the source of an application that is built, which no node has. */
+export function toDeclared(spec: InstanceSpec): Record<string, unknown> {
+  const { ready, ports } = spec;
+  const first = ports.find(({ protocol }) => protocol === "tcp");
+  const usual = first && toReady({ tcp: first.port, timeoutSeconds: 120 });
+  return {
+    // it is on the node, wherever that has it from
+    base: { image: "imported", digest: spec.base.digest },
+    overlay: spec.overlay,
+    files: spec.files.map(({ path, mode, content }) => ({ path, mode, content: Buffer.from(content, "base64").toString() })),
+    volumes: spec.volumes.map(({ id, path }) => ({ volume: id, path })),
+    userData: spec.userData,
+    ...(ready && JSON.stringify(ready) !== JSON.stringify(usual) && { ready: { ...ready, tcp: ready.tcp?.port } }),
+  };
+}

@@ -267,3 +267,49 @@ export interface OverlayLoginConsoleArgs {
   /** Password of the login user. Not needed where the console has a shell already. */
   password?: pulumi.Input<string> | undefined;
 }
+
+export interface ProviderConnectionArgs {
+  /** SSH port. Default: the ssh configuration's, else 22. */
+  port?: pulumi.Input<number> | undefined;
+  /** Login user: root, or one with password-less sudo. Default: the ssh configuration's, else root. */
+  user?: pulumi.Input<string> | undefined;
+  /** Password of the login user. */
+  password?: pulumi.Input<string> | undefined;
+  /** Private key in OpenSSH or PEM form. Without any credential the SSH agent and the ssh configuration of whoever runs the program are used. */
+  privateKey?: pulumi.Input<string> | undefined;
+  /** Passphrase of the private key. */
+  privateKeyPassword?: pulumi.Input<string> | undefined;
+  /** Socket of the SSH agent. Default: SSH_AUTH_SOCK. */
+  agentSocketPath?: pulumi.Input<string> | undefined;
+  /** The node's host key: an OpenSSH public key line or a SHA256 fingerprint. Default: the operator's known_hosts. */
+  hostKey?: pulumi.Input<string> | undefined;
+  /** Seconds that one attempt to connect may take. Default 15. */
+  perDialTimeout?: pulumi.Input<number> | undefined;
+  /** Attempts to connect before giving up. */
+  dialErrorLimit?: pulumi.Input<number> | undefined;
+  /** A bastion host to go through. */
+  proxy?: pulumi.Input<ProviderConnectionProxyArgs> | undefined;
+}
+
+export interface ProviderConnectionProxyArgs {
+  /** Name or address of the node. */
+  host: pulumi.Input<string>;
+  /** SSH port. Default: the ssh configuration's, else 22. */
+  port?: pulumi.Input<number> | undefined;
+  /** Login user: root, or one with password-less sudo. Default: the ssh configuration's, else root. */
+  user?: pulumi.Input<string> | undefined;
+  /** Password of the login user. */
+  password?: pulumi.Input<string> | undefined;
+  /** Private key in OpenSSH or PEM form. Without any credential the SSH agent and the ssh configuration of whoever runs the program are used. */
+  privateKey?: pulumi.Input<string> | undefined;
+  /** Passphrase of the private key. */
+  privateKeyPassword?: pulumi.Input<string> | undefined;
+  /** Socket of the SSH agent. Default: SSH_AUTH_SOCK. */
+  agentSocketPath?: pulumi.Input<string> | undefined;
+  /** The node's host key: an OpenSSH public key line or a SHA256 fingerprint. Default: the operator's known_hosts. */
+  hostKey?: pulumi.Input<string> | undefined;
+  /** Seconds that one attempt to connect may take. Default 15. */
+  perDialTimeout?: pulumi.Input<number> | undefined;
+  /** Attempts to connect before giving up. */
+  dialErrorLimit?: pulumi.Input<number> | undefined;
+}

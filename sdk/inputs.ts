@@ -16,6 +16,7 @@ import type {
   ReadyArgs,
   BaseImageMemoryArgs,
   OverlayLoginArgs,
+  ProviderConnectionArgs,
 } from "./args.ts";
 
 export interface EdgeClusterInputs {
@@ -159,4 +160,17 @@ export interface VolumeInputs {
   retainOnDelete?: pulumi.Input<boolean> | undefined;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
   onUnreachable?: pulumi.Input<"fail" | "forget"> | undefined;
+}
+
+export interface ProviderInputs {
+  /** What holds for every connection that does not say otherwise. A connection with a credential of its own takes none from here. */
+  connection?: pulumi.Input<ProviderConnectionArgs> | undefined;
+  /** Where host keys are looked up. Default: what CLOUDLET_KNOWN_HOSTS names, else ~/.ssh/known_hosts and /etc/ssh/ssh_known_hosts. */
+  knownHostsFile?: pulumi.Input<string> | undefined;
+  /** Where the operator's machine keeps what it downloads and builds. Default: pulumi-cloudlet in XDG_CACHE_HOME, or in ~/.cache. */
+  storePath?: pulumi.Input<string> | undefined;
+  /** Resources that are worked on at the same time. Default: as many as Pulumi begins. */
+  concurrency?: pulumi.Input<number> | undefined;
+  /** Seconds after which an operation on one resource is given up, where its customTimeouts do not say less. Default: 3600. */
+  operationTimeout?: pulumi.Input<number> | undefined;
 }

@@ -1,20 +1,11 @@
 import * as pulumi from "@pulumi/pulumi";
-import { traits, type Traits } from "./properties.ts";
-import { providers } from "./providers.ts";
+import { traits } from "./properties.ts";
 
-interface Registered {
-  name: string;
-  /** The arguments, completed. */
-  given: object;
-  options: pulumi.CustomResourceOptions | undefined;
-}
+export type TypeName = keyof typeof traits;
 
-/** What a class hands to its base class. */
-export function registration(
-  type: keyof typeof providers,
-  { name, given, options }: Registered,
-): [pulumi.dynamic.ResourceProvider, string, pulumi.Inputs, pulumi.CustomResourceOptions, string, string] {
-  return [providers[type], name, propertiesOf(traits[type], name, given), optionsOf(traits[type], options), "cloudlet", type];
+/** Whether a resource itself was given, and not what stands for it. */
+export function isResource<T extends pulumi.CustomResource>(given: T | pulumi.Input<unknown> | undefined): given is T {
+  return pulumi.CustomResource.isInstance(given);
 }
 
 /** An argument that is undefined must not hide what comes from the resource that is named. */
@@ -23,18 +14,26 @@ export function defined(args: object): object {
 }
 
 /** The arguments with their secrets marked, the name's default, the owner, and every output's name. */
-function propertiesOf(traits: Traits, name: string, args: object): pulumi.Inputs {
+export function propertiesOf(type: TypeName, name: string, args: object): pulumi.Inputs {
+  const { outputs, secrets } = traits[type];
   const given = Object.entries({ name, ...args, owner: `${pulumi.getProject()}/${pulumi.getStack()}` });
   return {
     // pulumi resolves only those outputs whose names it is given
-    ...Object.fromEntries(traits.outputs.map((output) => [output, undefined])),
-    ...Object.fromEntries(given.map(([key, value]) => [key, marked(value, below(traits.secrets, key))])),
+    ...Object.fromEntries(outputs.map((output) => [output, undefined])),
+    ...Object.fromEntries(given.map(([key, value]) => [key, marked(value, below(secrets, key))])),
   };
 }
 
-/** Options with the secret outputs of the type added. */
-function optionsOf(traits: Traits, options: pulumi.CustomResourceOptions = {}): pulumi.CustomResourceOptions {
-  return { ...options, additionalSecretOutputs: [...(options.additionalSecretOutputs ?? []), ...traits.secretOutputs] };
+/** Options with the secret outputs of the type, and with its name behind the other door, so that a stack may change doors. */
+export function optionsOf(
+  type: TypeName,
+  { elsewhere, options = {} }: { elsewhere: string; options: pulumi.CustomResourceOptions | undefined },
+): pulumi.CustomResourceOptions {
+  return {
+    ...options,
+    aliases: [...(options.aliases ?? []), { type: elsewhere }],
+    additionalSecretOutputs: [...(options.additionalSecretOutputs ?? []), ...traits[type].secretOutputs],
+  };
 }
 
 // only the secret parts are marked, so that the rest stays readable in a preview
