@@ -27,6 +27,7 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
   });
 
   it("never sees the counter go back or an acknowledged visit lost, and the volume travels along", async () => {
+    const connection = await gateways.halfAsked("gw1");
     const watcher = watchSubscriber(gateways);
     const moved = await gateways.up(at("gw2"));
     const seen = await watcher.stop();
@@ -35,6 +36,8 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
     expect(seen.answers).toBeGreaterThan(2);
     expect(await gateways.visit("gw2")).toBe(seen.last + 1);
     expect(await gateways.visit("gw1"), "clients of the old address are passed on").toBe(seen.last + 2);
+    // one that was stopped has closed what was open; one that runs on knows the connection by another address
+    expect((await connection.ask()).outcome).toBe(kind === "lxd" ? "closed" : "ECONNRESET");
     expect(await gateways.exec(["cat", "/data/note"], "gw2")).toBe("travels\n");
     expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 1]);
     const report = moved.outputs["lastMove"] as MoveReport;
