@@ -3,7 +3,7 @@ SHELL := /bin/bash
 node := node_modules/.bin/node
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test check build bench-synthesis bench-memory lab lab-down clean modules machine engine
+.PHONY: help demo test check build bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ build: modules ## make dist/
 
 bench-synthesis: machine modules build ## measure the start of cloudlets from overlays (root, long; ARGS=--help)
 	@$(node) test/bench/synthesis.ts $(ARGS)
+
+bench-handoff: machine modules build ## measure moves of running cloudlets (root, long; ARGS=--help)
+	@$(node) test/bench/handoff.ts $(ARGS)
 
 bench-memory: machine modules engine build ## measure what memory an image of 4 GiB takes (root, minutes)
 	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) test/bench/memory.ts

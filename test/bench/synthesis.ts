@@ -1,17 +1,14 @@
-import { createHash } from "node:crypto";
-import { createReadStream } from "node:fs";
-import { stat, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { AgentClient } from "../../provider/agent/clientTypes.ts";
 import { guestName, type InstanceSpec, type OverlayStatus, type Provision } from "../../provider/agent/protocol.ts";
 import { manifestSchema } from "../../provider/synthesis/manifest.ts";
-import { buildImages } from "../../tools/images/images.ts";
-import { openCommissionBench, type CommissionBench } from "../agent/commissionBench.ts";
 import { chart, linkName, localStarts, overlayRow, page } from "./synthesisPage.ts";
 import { SynthesisResults, type Cell } from "./synthesisResults.ts";
 import { firstReply } from "./subscriber.ts";
+import { TwoGateways, type Hosts } from "./twoGateways.ts";
 import { applications, guestResources, workload, type Application } from "./workload.ts";
 
 const help = `Measures how fast a cloudlet starts on a gateway from an overlay, beside what one does without: copy the whole
@@ -44,8 +41,7 @@ const linksOf = (text: string): number[] => (text === "" ? [] : text.split(",").
 const links = linksOf(values.links);
 const copyLinks = linksOf(values.copies);
 
-type Hosts = "gw1" | "gw2" | "subscriber";
-type Bench = CommissionBench<Hosts>;
+type Bench = TwoGateways["bench"];
 const owner = "benchmarks/synthesis";
 const cloudlet = "bench/application";
 
@@ -213,37 +209,17 @@ function note(cell: Cell): Cell {
 
 async function main(): Promise<void> {
   const results = await SynthesisResults.open(values.out);
-  const images = await buildImages();
-  const bench = await openCommissionBench({ name: "bench", hosts: [{ name: "gw1" }, { name: "gw2" }, { name: "subscriber" }] });
+  const gateways = await TwoGateways.open("bench", owner);
   try {
-    const [gw1, gw2] = await Promise.all(
-      (["gw1", "gw2"] as const).map(async (name) => {
-        await bench.commission.apply(await bench.host(name), { owner, install: "auto", kinds: ["kvm"] }, bench.context);
-        const agent = await bench.connect(name);
-        await agent.run("hypervisor.apply", { kind: "kvm", owner });
-        return agent;
-      }),
-    );
-    if (gw1 === undefined || gw2 === undefined) throw new Error("two gateways were opened");
-    const image = await sendFile(gw1, images.vm);
-    const keep = { name: "base", owner, digest: image };
-    await gw1.run("image.keep", keep);
-    await gw2.run("blobs.fetch", {
-      digests: [image],
-      offers: [{ node: "gw1", ...(await gw1.run("blobs.offer", { digests: [image], seconds: 600 })) }],
-    });
-    await gw2.run("image.keep", keep);
+    const { bench, base } = gateways;
+    const { gw1, gw2 } = gateways.agents;
     console.log("booting the base once, and keeping its memory on both gateways");
-    const build = (name: string, makings: ReturnType<typeof workload>) =>
-      gw1.run("overlay.build", { name, owner, makings }, { timeoutMillis: 1_800_000 });
-    const memory = await build("memory", { ...workload("idle", { base: image, parent: undefined }), script: undefined });
-    const memoryOffer = { node: "gw1", ...(await gw1.run("blobs.offer", { digests: [memory.digest], seconds: 600 })) };
-    await gw2.run("blobs.fetch", { digests: [memory.digest], offers: [memoryOffer] }, { timeoutMillis: 600_000 });
-    await gw2.run("overlay.keep", { name: "memory", owner, digest: memory.digest });
+    const memory = await gateways.baseMemory();
     console.log(`base memory: ${(memory.bytes / 1e6).toFixed(1)} MB`);
-    const nodes: Nodes = { bench, gw1, gw2, base: image, memory };
+    const nodes: Nodes = { bench, gw1, gw2, base, memory };
     for (const name of chosen) {
-      const overlay = await build(name, workload(name, { base: image, parent: memory.digest }));
+      const makings = workload(name, { base, parent: memory.digest });
+      const overlay = await gw1.run("overlay.build", { name, owner, makings }, { timeoutMillis: 1_800_000 });
       const { memoryBytes, diskBytes, buildMillis = 0 } = overlay;
       const sealed = {
         overlay: name,
@@ -261,17 +237,8 @@ async function main(): Promise<void> {
       await gw1.run("overlay.release", { name, owner });
     }
   } finally {
-    await bench.close();
+    await gateways.close();
   }
-}
-
-/** The operator's file in an agent's store. */
-async function sendFile(agent: AgentClient, file: string): Promise<string> {
-  const hash = createHash("sha256");
-  for await (const chunk of createReadStream(file) as AsyncIterable<Buffer>) hash.update(chunk);
-  const digest = hash.digest("hex");
-  await agent.putBlob({ digest, bytes: (await stat(file)).size, stream: () => createReadStream(file) });
-  return digest;
 }
 
 await main();

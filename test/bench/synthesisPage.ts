@@ -1,4 +1,5 @@
 import { cpus, totalmem } from "node:os";
+import { aim, type Measured } from "./aims.ts";
 import { barChart } from "./chart.ts";
 import type { Cell, Sealed } from "./synthesisResults.ts";
 import { guestResources } from "./workload.ts";
@@ -110,18 +111,4 @@ function aims(overlays: readonly Sealed[], cells: readonly Cell[]): string {
       overlays.map(({ overlay, buildSeconds, quickSeconds }) => ({ of: overlay, value: buildSeconds / quickSeconds })),
     ),
   ].join("\n");
-}
-
-interface Measured {
-  of: string;
-  value: number;
-}
-
-/** A row for an aim: what missed it, or the worst of what kept it. */
-function aim(text: string, most: number, measured: readonly Measured[]): string {
-  const falling = measured.toSorted((one, other) => other.value - one.value);
-  const missed = falling.filter(({ value }) => value > most);
-  const told = (missed.length > 0 ? missed : falling.slice(0, 1)).map(({ of, value }) => `${of} ${value.toFixed(3)}`);
-  const verdict = missed.length === 0 ? "yes" : `${falling.length - missed.length} of ${falling.length}`;
-  return `| ${text} | ${told.join(", ") || "not measured"} | ${falling.length === 0 ? "–" : verdict} |`;
 }

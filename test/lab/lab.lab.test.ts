@@ -80,6 +80,17 @@ describe("the lab", () => {
     expect(sent).toBeLessThan(4.5 * 1024 * 1024);
   });
 
+  it("delays a link, which carries as before meanwhile and afterwards", async () => {
+    const straight = await lab.delay("gw2", 25);
+    await lab.hosts.gw1.run("busybox ping -c 1 -w 2 gw2");
+    expect(await roundTrip(lab)).toBeGreaterThan(50);
+    await lab.shape("gw2", { mbit: 40 });
+    expect(await throughput(lab, "gw1", "gw2")).toBeGreaterThan(5);
+    await lab.shape("gw2", {});
+    await straight();
+    expect(await roundTrip(lab)).toBeLessThan(50);
+  });
+
   it("cuts and heals a link, and one between two hosts", async () => {
     expect(await reaches(lab, "subscriber", "gw1")).toBe(true);
     await lab.cut("gw1");
@@ -152,6 +163,12 @@ async function ssh(lab: Lab<"gw1">, user: string, command: string): Promise<stri
 }
 
 type Name = "gw1" | "gw2" | "subscriber";
+
+/** Milliseconds from the first gateway to the second and back; the shortest of some. */
+async function roundTrip(lab: Lab<"gw1" | "gw2" | "subscriber">): Promise<number> {
+  const text = await lab.hosts.gw1.run("busybox ping -c 4 -w 6 gw2");
+  return Number(/min\/avg\/max = ([\d.]+)/.exec(text)?.[1]);
+}
 
 async function reaches(lab: Lab<Name>, from: Name, to: Name): Promise<boolean> {
   return (await lab.hosts[from].exec(["busybox", "ping", "-c", "1", "-W", "1", lab.hosts[to].address])).exitCode === 0;

@@ -4,7 +4,8 @@ import { join } from "node:path";
 import { CloudletError } from "../../provider/core/errors.ts";
 import { bareHost } from "./bare.ts";
 import { LabHost, prepareHost } from "./host.ts";
-import { bytesSent, chooseSubnet, connectHost, createSwitch, cutHost, cutPair, healHost, healPair, shapeHost } from "./network.ts";
+import { delayHost } from "./delay.ts";
+import { bytesCarried, chooseSubnet, connectHost, createSwitch, cutHost, cutPair, healHost, healPair, shapeHost } from "./network.ts";
 import { run } from "./run.ts";
 import { identify, isAlive, labDirectory, readState, sweep, writeState, type LabState } from "./state.ts";
 
@@ -64,7 +65,17 @@ export class Lab<Name extends string = string> {
 
   /** Bytes the host has put on its link since the lab began. */
   async bytesSent(host: Name): Promise<number> {
-    return bytesSent(this.name, host);
+    return bytesCarried(this.name, host, "out");
+  }
+
+  /** Bytes that have come to the host over its link since the lab began. */
+  async bytesReceived(host: Name): Promise<number> {
+    return bytesCarried(this.name, host, "in");
+  }
+
+  /** Delays what goes over the host's link by this much each way, until what is returned is called; one host at a time. */
+  async delay(host: Name, millis: number): Promise<() => Promise<void>> {
+    return delayHost(this.name, host, millis);
   }
 
   /** Takes everything down and leaves nothing. */

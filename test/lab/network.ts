@@ -102,9 +102,10 @@ export async function healPair(lab: string, pair: readonly [string, string]): Pr
   for (const element of bothWays(pair)) await change(lab, "delete", element);
 }
 
-/** Bytes the host has put on its link since the lab began. */
-export async function bytesSent(lab: string, host: string): Promise<number> {
-  const text = await run(["tc", "-n", namespaceOf(lab, host), "-s", "-j", "qdisc", "show", "dev", "eth0"]);
+/** Bytes that have gone over the host's link since the lab began, out of the host or into it. */
+export async function bytesCarried(lab: string, host: string, direction: "out" | "in"): Promise<number> {
+  const [where, device] = ends(lab, host)[direction === "out" ? 0 : 1];
+  const text = await run(["tc", "-n", where, "-s", "-j", "qdisc", "show", "dev", device]);
   const root = z
     .array(z.looseObject({ root: z.boolean().optional(), bytes: z.int() }))
     .parse(JSON.parse(text))
@@ -113,7 +114,7 @@ export async function bytesSent(lab: string, host: string): Promise<number> {
   return root.bytes;
 }
 
-function ends(lab: string, host: string): [string, string][] {
+function ends(lab: string, host: string): [[string, string], [string, string]] {
   return [
     [namespaceOf(lab, host), "eth0"],
     [namespaceOf(lab, "switch"), host],

@@ -1,0 +1,153 @@
+import { cpus, totalmem } from "node:os";
+import { aim, type Measured as OfAim } from "./aims.ts";
+import { barChart } from "./chart.ts";
+import type { Cell, Measured, Way } from "./handoffResults.ts";
+import { uniqueMib } from "./movingGuest.ts";
+import { linkName } from "./synthesisPage.ts";
+import { guestResources } from "./workload.ts";
+
+type Done = Omit<Cell, "outcome"> & Measured;
+
+/** At which the sizes of memory are compared. */
+export const sizesLink = 100;
+export const sizesMib = [512, 2048, 4096];
+
+/** Totals of the reference papers in seconds, by Mbit/s, for the volume of a face recogniser. */
+const papers = new Map([
+  [5, 83],
+  [10, 42],
+  [15, 28],
+  [25, 17],
+]);
+const without: readonly Way[] = ["live migration", "suspend, copy, resume", "full copy, boot"];
+
+const floorOf = ({ bytes, mbit }: Done): number => (mbit === 0 ? 0 : (bytes * 8) / (mbit * 1e6));
+
+/** What became of each cell that ended. */
+function doneOf(cells: readonly Cell[]): Done[] {
+  return cells.flatMap(({ outcome, ...cell }) => ("failed" in outcome ? [] : [{ ...cell, ...outcome }]));
+}
+
+export function placeOf({ mbit, delayMillis, memoryMib }: Omit<Cell, "outcome" | "way">): string {
+  const size = memoryMib === guestResources.memoryMib ? [] : [`${memoryMib / 1024} GiB`];
+  return [linkName(mbit), ...(delayMillis === 0 ? [] : [`${delayMillis} ms`]), ...size].join(", ");
+}
+
+/** The report's picture, as SVG. */
+export function chart(cells: readonly Cell[]): string {
+  const usual = doneOf(cells).filter(({ memoryMib }) => memoryMib === guestResources.memoryMib);
+  const name = (cell: Done): string => placeOf(cell).replace(", ", "\n");
+  const groups = [...new Set(usual.map(name))];
+  const of = (way: Way, pick: (cell: Done) => number) =>
+    groups.map((group) => {
+      const cell = usual.find((candidate) => candidate.way === way && name(candidate) === group);
+      return cell && pick(cell);
+    });
+  const series = (["handoff", ...without] as const).flatMap((way) => [
+    [`${way}: total`, of(way, (cell) => cell.totalSeconds)] as const,
+    ...(way === "handoff" || way === "live migration" ? [[`${way}: gap`, of(way, (cell) => cell.gapSeconds)] as const] : []),
+  ]);
+  return barChart("Move of a running cloudlet", groups, new Map(series));
+}
+
+/** One cell as a row of the report's table. */
+export function row({ outcome, ...cell }: Cell): string {
+  const place = `| ${placeOf(cell)} | ${cell.way} |`;
+  if ("failed" in outcome) return `${place} – | – | – | – | – | – | – | – | ${outcome.failed.replaceAll("|", "/").replaceAll("\n", " ")} |`;
+  const { totalSeconds, gapSeconds, bytes, wentBack, rewrittenMegabytes, report } = outcome;
+  const seconds = (value: number | undefined): string => (value === undefined ? "–" : value.toFixed(2));
+  const said = [seconds(report?.predictedPauseSeconds), seconds(report?.pauseSeconds), report === undefined ? "–" : String(report.rounds)];
+  const forgotten = wentBack > 0 ? "what it had in memory is lost" : "";
+  const columns = [seconds(totalSeconds), seconds(gapSeconds), (bytes / 1e6).toFixed(1), floorOf({ ...cell, ...outcome }).toFixed(1)];
+  return `${place} ${[...columns, ...said, rewrittenMegabytes.toFixed(1), forgotten].join(" | ")} |`;
+}
+
+/** The report, as Markdown. */
+export function page(cells: readonly Cell[]): string {
+  const machine = `${cpus().length} cores (${cpus()[0]?.model ?? "?"}), ${Math.round(totalmem() / 2 ** 30)} GiB`;
+  return `# Handoff
+
+\`make bench-handoff\` writes this page, from what it has measured until ${new Date().toISOString().slice(0, 10)} (handoff.json): ${machine}, guests under software emulation with ${guestResources.memoryMib} MiB of memory, where nothing else is said, and an ${guestResources.diskMib / 1024} GiB disk; all hosts share the cores. Each cell was measured once.
+
+![](handoff.svg)
+
+The guest has ${uniqueMib.memory} MiB of random bytes in memory and ${uniqueMib.disk} MiB on its disk, has written ${uniqueMib.freed} MiB more there and deleted them again, and rewrites 100 KB of memory 20 times a second with new random bytes, and a counter with them. The same guest moves
+
+- **handoff**: by the agents, with the budget that a cloudlet has where nothing is said; base and memory of the base are on both gateways;
+- **return**: the same, back to where it was before that handoff;
+- **live migration**: by QEMU's own: the disk mirrored to an NBD export, then memory by multifd through zstd, with a downtime limit of 1 s;
+- **suspend, copy, resume**: saved memory and the whole disk through \`zstd -3\`;
+- **full copy, boot**: the whole disk through \`zstd -3\`; what was in memory is lost.
+
+A subscriber on a host of its own asks every 50 ms by a new connection, at the address of the source and of the target alike, and only at the target's once that has answered. Gap is its longest time without an answer, so the change of the endpoint is part of it. Total ends with the first answer at the target, or with the operation, whichever is later. MB are counted at the target's link, which is the one that is shaped and delayed, and the subscriber's questions there are among them. A delay is added to each round trip, in user space; it is on the target's link as well, so the subscriber is that far from the target. Floor = bytes / bandwidth. Predicted and pause are what the source's agent expected and measured. Rewritten is what the guest came to before it moved: a busy machine keeps it from more.
+
+## Moves
+
+| Link | Way | Total s | Gap s | MB | Floor s | Predicted pause s | Pause s | Rounds | Rewritten MB/s | |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|
+${cells.map(row).join("\n")}
+
+## Against the aims
+
+${aims(doneOf(cells))}
+
+Cells that failed are in no row here. "Best" is the one of the three other ways with the shortest total over the same link.
+`;
+}
+
+/** Each aim beside what was measured for it. */
+function aims(cells: readonly Done[]): string {
+  const usual = cells.filter(({ memoryMib }) => memoryMib === guestResources.memoryMib);
+  const ours = usual.filter(({ way }) => way === "handoff");
+  const named = (pick: (cell: Done) => number) => (cell: Done) => ({ of: placeOf(cell), value: pick(cell) });
+  const compared = (pick: (cell: Done, best: Done) => number): OfAim[] =>
+    ours.flatMap((cell) => {
+      const best = bestBeside(cell, usual);
+      return best === undefined ? [] : [{ of: `${placeOf(cell)} (${best.way})`, value: pick(cell, best) }];
+    });
+  const slow = (cell: Done): boolean => cell.mbit !== 0 && cell.mbit < 10;
+  const atTen = usual.filter(({ way, mbit }) => way === "return" && mbit === 10);
+  return [
+    "| Aim | Measured | Kept |",
+    "|---|---|---|",
+    aim(
+      "at most half the total of the best: ratio",
+      0.5,
+      compared((cell, best) => cell.totalSeconds / best.totalSeconds),
+    ),
+    aim(
+      "no longer gap than the best: seconds over that",
+      0,
+      compared((cell, best) => cell.gapSeconds - best.gapSeconds),
+    ),
+    aim(
+      "total at most 1.15 × floor + 2 s: seconds over that",
+      0,
+      ours.map(named((cell) => cell.totalSeconds - (1.15 * floorOf(cell) + 2))),
+    ),
+    aim("gap within 1 s from 10 Mbit/s up", 1, ours.filter((cell) => !slow(cell)).map(named((cell) => cell.gapSeconds))),
+    aim("gap within 2 s at 5 Mbit/s", 2, ours.filter(slow).map(named((cell) => cell.gapSeconds))),
+    aim(
+      "below the reference papers' totals (83, 42, 28 and 17 s at 5, 10, 15 and 25 Mbit/s): ratio",
+      1,
+      ours.flatMap((cell) => [papers.get(cell.mbit) ?? []].flat().map((total) => named(() => cell.totalSeconds / total)(cell))),
+    ),
+    aim("supplied beforehand (`handoff.preseed`, which is not there): total within 5 s at 5 Mbit/s", 5, []),
+    aim("return to a node visited before: total within 5 s at 10 Mbit/s", 5, atTen.map(named((cell) => cell.totalSeconds))),
+    aim("gap does not grow with memory: seconds over that of the smallest", 0.2, sizes(cells)),
+  ].join("\n");
+}
+
+function bestBeside({ mbit, delayMillis }: Done, cells: readonly Done[]): Done | undefined {
+  return cells
+    .filter((cell) => without.includes(cell.way) && cell.mbit === mbit && cell.delayMillis === delayMillis)
+    .toSorted((one, other) => one.totalSeconds - other.totalSeconds)[0];
+}
+
+function sizes(cells: readonly Done[]): OfAim[] {
+  const [smallest, ...larger] = cells
+    .filter(({ way, mbit, delayMillis }) => way === "handoff" && mbit === sizesLink && delayMillis === 0)
+    .toSorted((one, other) => one.memoryMib - other.memoryMib);
+  if (smallest === undefined) return [];
+  return larger.map((cell) => ({ of: `${cell.memoryMib / 1024} GiB`, value: cell.gapSeconds - smallest.gapSeconds }));
+}
