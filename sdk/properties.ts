@@ -2,7 +2,7 @@
 import type * as pulumi from "@pulumi/pulumi";
 import type {
   Connection,
-  NodeFacts,
+  Facts,
   HypervisorLxd,
   HypervisorCapacity,
   Base,
@@ -21,7 +21,7 @@ import type {
   CloudletHandoff,
   Ready,
   CloudletProvision,
-  CloudletLastMove,
+  LastMove,
   BaseImageMemory,
   BaseImagePlacement,
   OverlayLogin,
@@ -60,7 +60,7 @@ export interface NodeProperties extends pulumi.CustomResource {
   /** SHA256 fingerprint of the host key that was verified. */
   readonly hostKeyFingerprint: pulumi.Output<string>;
   /** What the machine is: cores, memory, processor, kernel, disks, virtualisation. */
-  readonly facts: pulumi.Output<NodeFacts>;
+  readonly facts: pulumi.Output<Facts>;
   /** Packages that commissioning installed; delete removes exactly these. */
   readonly addedPackages: pulumi.Output<string[]>;
 }
@@ -162,7 +162,7 @@ export interface CloudletProperties extends pulumi.CustomResource {
   /** How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes. */
   readonly provision: pulumi.Output<CloudletProvision | undefined>;
   /** The last move: what was sent, and how long the application was away. */
-  readonly lastMove: pulumi.Output<CloudletLastMove | undefined>;
+  readonly lastMove: pulumi.Output<LastMove | undefined>;
 }
 
 /** A bootable base, known by its digest and placed on nodes before it is needed. A node takes it from a neighbour that has it, and from the operator's machine only where none has. */

@@ -48,35 +48,35 @@ export interface ConnectionProxy {
   dialErrorLimit?: number;
 }
 
-export interface NodeFacts {
+export interface Facts {
   hostname: string;
   /** Identifies the machine: contents of /etc/machine-id, or the digest of the host key where there is none. */
   machineId: string;
-  os: NodeFactsOs;
+  os: FactsOs;
   kernel: string;
   architecture: string;
   cores: number;
   memoryMib: number;
   cpuModel: string;
   cpuFlags: string[];
-  disks: NodeFactsDisk[];
-  virtualisation: NodeFactsVirtualisation;
+  disks: FactsDisk[];
+  virtualisation: FactsVirtualisation;
   systemd: boolean;
 }
 
-export interface NodeFactsOs {
+export interface FactsOs {
   id: string;
   version: string;
   name: string;
 }
 
-export interface NodeFactsDisk {
+export interface FactsDisk {
   mount: string;
   totalMib: number;
   freeMib: number;
 }
 
-export interface NodeFactsVirtualisation {
+export interface FactsVirtualisation {
   /** True only when a guest really executed with hardware acceleration. */
   kvm: boolean;
   reason: string;
@@ -292,7 +292,7 @@ export interface CloudletProvision {
   verified: boolean;
 }
 
-export interface CloudletLastMove {
+export interface LastMove {
   /** live: memory, disk and volumes of a running guest; cold: disk and volumes; state: volumes and state files between hypervisor kinds. */
   mode: "cold" | "state" | "live";
   from: string;
@@ -305,17 +305,17 @@ export interface CloudletLastMove {
   /** From the stop on the source to the first successful readiness check on the target. */
   downtimeMillis: number;
   /** What was expected when the guest was paused; of a live move. */
-  predicted?: CloudletLastMovePredicted;
+  predicted?: LastMovePredicted;
   /** Of a live move, in order; the last one while the guest was paused. */
-  rounds?: CloudletLastMoveRound[];
+  rounds?: LastMoveRound[];
 }
 
-export interface CloudletLastMovePredicted {
+export interface LastMovePredicted {
   totalMillis: number;
   downtimeMillis: number;
 }
 
-export interface CloudletLastMoveRound {
+export interface LastMoveRound {
   /** Pages of memory that it sent. */
   pages: number;
   /** Blocks of the disk that it sent. */

@@ -1,5 +1,5 @@
 import { z } from "zod";
-import type { ResourceDefinition } from "../provider/core/define.ts";
+import type { FunctionDefinition, ResourceDefinition } from "../provider/core/define.ts";
 import { fieldsOf, type Field, type FieldType } from "../provider/core/fields.ts";
 
 /** A resource with its fields taken apart once: the same field objects, and so the same shapes, for every generator. */
@@ -10,6 +10,11 @@ export interface Described {
 }
 
 export function describeResource(definition: ResourceDefinition): Described {
+  return { definition, inputs: fieldsOf(definition.inputs), outputs: fieldsOf(definition.outputs) };
+}
+
+/** A function as if it were a resource: the generators ask for fields only. */
+export function describeFunction(definition: FunctionDefinition): Described {
   return { definition, inputs: fieldsOf(definition.inputs), outputs: fieldsOf(definition.outputs) };
 }
 
@@ -37,7 +42,7 @@ export function typeNamesOf(resources: Described[]): Map<object, string> {
   }
   const named = [...paths].map(([shape, path]) => {
     const [first = "", ...others] = users.get(shape) ?? [];
-    return [shape, (others.length === 0 ? first : "") + path.map(capitalised).join("")] as const;
+    return [shape, (others.length === 0 ? capitalised(first) : "") + path.map(capitalised).join("")] as const;
   });
   return new Map(named);
 }
@@ -54,6 +59,6 @@ function singular(path: string[]): string[] {
   return [...path.slice(0, -1), (path.at(-1) ?? "").replace(/s$/, "")];
 }
 
-function capitalised(word: string): string {
+export function capitalised(word: string): string {
   return word.charAt(0).toUpperCase() + word.slice(1);
 }

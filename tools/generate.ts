@@ -2,10 +2,10 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { format, resolveConfig } from "prettier";
 import { errorsPage, resourcePage, schemaJson } from "../provider/core/schema.ts";
-import { resources } from "../provider/index.ts";
+import { functions, resources } from "../provider/index.ts";
 import { settingsSchema } from "../provider/settings.ts";
-import { describeProvider, describeResource, nameOf, typeNamesOf } from "./describe.ts";
-import { argsFile, inputsFile, propertiesFile, typesText } from "./generateTypes.ts";
+import { describeFunction, describeProvider, describeResource, nameOf, typeNamesOf } from "./describe.ts";
+import { argsFile, inputsFile, propertiesFile, resultsFile, typesText } from "./generateTypes.ts";
 
 const root = join(import.meta.dirname, "..");
 
@@ -17,16 +17,18 @@ async function generated(): Promise<Map<string, string>> {
     description: string;
   };
   const provider = describeProvider(settingsSchema);
-  const names = typeNamesOf([...described, provider]);
+  const asked = functions.map(describeFunction);
+  const names = typeNamesOf([...described, provider, ...asked]);
   const files = new Map([
     [
       "schema.json",
-      `${JSON.stringify(schemaJson({ version, description, resources: described, settings: provider.inputs }, names), null, 2)}\n`,
+      `${JSON.stringify(schemaJson({ version, description, resources: described, functions: asked, settings: provider.inputs }, names), null, 2)}\n`,
     ],
-    ["sdk/types.ts", typesText(described)],
-    ["sdk/args.ts", argsFile([...described, provider])],
-    ["sdk/inputs.ts", inputsFile([...described, provider])],
-    ["sdk/properties.ts", propertiesFile(described)],
+    ["sdk/types.ts", typesText(described, names)],
+    ["sdk/args.ts", argsFile([...described, provider], names)],
+    ["sdk/inputs.ts", inputsFile([...described, provider], names)],
+    ["sdk/properties.ts", propertiesFile(described, names)],
+    ["sdk/results.ts", resultsFile(asked, described, names)],
     ["docs/errors.md", errorsPage()],
   ]);
   for (const resource of described) {

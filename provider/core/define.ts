@@ -107,3 +107,22 @@ export function defineResource<Inputs extends Shape, Outputs extends Shape>(
 ): ResourceDefinition<Inputs, Outputs> {
   return definition;
 }
+
+/** What can be asked of nodes, or done there, besides declaring resources. */
+export interface FunctionDefinition<Inputs extends Shape = Shape, Outputs extends Shape = Shape> {
+  /** `cloudlet:index:getNode` */
+  token: string;
+  /** One or two sentences for the docs. */
+  description: string;
+  inputs: Inputs;
+  outputs: Outputs;
+  /** The answer in a preview of what must not run there; without it a preview asks like everybody. */
+  inPreview?: z.infer<Outputs>;
+  run(inputs: z.infer<Inputs>, context: Context): Promise<z.infer<Outputs>>;
+}
+
+export function defineFunction<Inputs extends Shape, Outputs extends Shape>(
+  definition: FunctionDefinition<Inputs, Outputs>,
+): FunctionDefinition<Inputs, Outputs> {
+  return definition;
+}

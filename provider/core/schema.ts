@@ -1,4 +1,4 @@
-import type { ResourceDefinition } from "./define.ts";
+import type { FunctionDefinition, ResourceDefinition } from "./define.ts";
 import { errorCodes } from "./errors.ts";
 import type { Field, FieldType } from "./fields.ts";
 
@@ -15,12 +15,19 @@ export interface Package {
   version: string;
   description: string;
   resources: Described[];
+  functions: DescribedFunction[];
   /** The configuration of a provider. */
   settings: Field[];
 }
 
+interface DescribedFunction {
+  definition: Pick<FunctionDefinition, "token" | "description">;
+  inputs: Field[];
+  outputs: Field[];
+}
+
 /** Pulumi's package schema. */
-export function schemaJson({ resources, settings, ...about }: Package, names: TypeNames): Json {
+export function schemaJson({ resources, functions, settings, ...about }: Package, names: TypeNames): Json {
   const types = new Map<string, Json>();
   const resourceEntries = resources.map(({ definition, inputs, outputs }) => {
     // what an input leaves open, the output has
@@ -38,6 +45,18 @@ export function schemaJson({ resources, settings, ...about }: Package, names: Ty
     };
     return [definition.token, entry] as const;
   });
+  const functionEntries = functions.map(({ definition, inputs, outputs }) => {
+    for (const field of [...inputs, ...outputs]) addTypes(field.type, names, types);
+    const of = (fields: Field[], direction: "input" | "output"): Json => ({
+      type: "object",
+      properties: properties(fields, names, direction),
+      required: fields.filter(({ required }) => required).map(({ name }) => name),
+    });
+    return [
+      definition.token,
+      { description: definition.description, inputs: of(inputs, "input"), outputs: of(outputs, "output") },
+    ] as const;
+  });
   for (const field of settings) addTypes(field.type, names, types);
   return {
     name: "cloudlet",
@@ -50,6 +69,7 @@ export function schemaJson({ resources, settings, ...about }: Package, names: Ty
     },
     types: Object.fromEntries([...types].sort()),
     resources: Object.fromEntries(resourceEntries),
+    functions: Object.fromEntries(functionEntries),
   };
 }
 

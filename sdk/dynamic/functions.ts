@@ -1,6 +1,8 @@
 import * as pulumi from "@pulumi/pulumi";
 import type { Cloudlet } from "./resources.ts";
-import type { CloudletLastMove } from "../types.ts";
+import { onCloudlet as onCloudletAsked, onNode, onNodes, type OnCloudlet, type OnNode, type UtilizationArgs } from "../functions.ts";
+import type { GetCloudletResult, GetHypervisorResult, GetNodeResult, GetUtilizationResult } from "../results.ts";
+import type { LastMove } from "../types.ts";
 import type * as Hooks from "../../provider/doors/dynamic/hooks.ts";
 
 declare const require: (module: "pulumi-cloudlet/hooks") => typeof Hooks;
@@ -20,16 +22,16 @@ export interface ExecOptions {
   timeoutSeconds?: number | undefined;
 }
 
-export interface HandoffReport extends Omit<CloudletLastMove, "predicted" | "rounds"> {
-  predicted?: CloudletLastMove["predicted"] | undefined;
-  rounds?: CloudletLastMove["rounds"] | undefined;
+export interface HandoffReport extends Omit<LastMove, "predicted" | "rounds"> {
+  predicted?: LastMove["predicted"] | undefined;
+  rounds?: LastMove["rounds"] | undefined;
 }
 
 export interface Handoff {
   from: string;
   to: string;
-  mode: CloudletLastMove["mode"];
-  route: CloudletLastMove["route"];
+  mode: LastMove["mode"];
+  route: LastMove["route"];
   outcome: "underWay" | "moved" | "failed";
   /** Milliseconds since 1970, as all times here. */
   beganAt: number;
@@ -58,6 +60,26 @@ export function getCloudletLogs(cloudlet: Cloudlet, options: { lines?: number | 
   return onCloudlet(cloudlet, ({ logs }, connection, id) => logs(connection, id, options.lines ?? 100));
 }
 
+/** What a commissioned gateway is at the moment. In a preview unknown, as with all that ask a node. */
+export function getNode(node: OnNode): pulumi.Output<GetNodeResult> {
+  return ask("cloudlet:index:getNode", onNode(node)) as pulumi.Output<GetNodeResult>;
+}
+
+/** The hypervisor of a node, and the cloudlets that the node owns, whoever declared them. */
+export function getHypervisor(node: OnNode): pulumi.Output<GetHypervisorResult> {
+  return ask("cloudlet:index:getHypervisor", onNode(node)) as pulumi.Output<GetHypervisorResult>;
+}
+
+/** A cloudlet as its node has it at the moment, whoever declared it. */
+export function getCloudlet(cloudlet: OnCloudlet): pulumi.Output<GetCloudletResult> {
+  return ask("cloudlet:index:getCloudlet", onCloudletAsked(cloudlet)) as pulumi.Output<GetCloudletResult>;
+}
+
+/** How much of each node is given away. All are asked at the same time; one that does not answer is part of the result. */
+export function getUtilization(args: UtilizationArgs): pulumi.Output<GetUtilizationResult> {
+  return ask("cloudlet:index:getUtilization", onNodes(args)) as pulumi.Output<GetUtilizationResult>;
+}
+
 /** How a cloudlet has moved from node to node, the newest handoff first; its nodes keep the last twenty. */
 export function getHandoffs(cloudlet: Cloudlet): pulumi.Output<Handoff[]> {
   return onCloudlet(cloudlet, ({ handoffs }, connection, id) => handoffs(connection, id));
@@ -83,6 +105,14 @@ type Connection = Parameters<Functions["restart"]>[0];
 
 // pulumi exports its marker of an unknown result without a type
 const unknown: unknown = Reflect.get(pulumi, "unknown");
+
+function ask(token: string, args: pulumi.Inputs): pulumi.Output<unknown> {
+  const answer = pulumi.output(args).apply((given) => {
+    if (pulumi.runtime.isDryRun()) return unknown;
+    return require("pulumi-cloudlet/hooks").ask(token, given as Record<string, unknown>);
+  });
+  return answer;
+}
 
 function onCloudlet<T>(
   cloudlet: Cloudlet,

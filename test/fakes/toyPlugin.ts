@@ -11,6 +11,7 @@ runPlugin({
     Promise.resolve(
       new Operations({
         definitions: [toy],
+        functions: [],
         digests,
         report,
         secretSettings: [],

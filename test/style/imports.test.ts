@@ -88,8 +88,12 @@ const rules: Rule[] = [
     may: [resourceParts, core, protocol, driverContract, /^zod$/],
     types: [clientContract, transportContract],
   },
-  { files: /^provider\/functions\//, may: [core], types: [protocol, transportContract] },
-  { files: /^provider\/index\.ts$/, may: [/^provider\/resources\//], types: [core] },
+  {
+    files: /^provider\/functions\//,
+    may: [core, protocol, resourceParts, /^zod$/],
+    types: [clientContract, transportContract],
+  },
+  { files: /^provider\/index\.ts$/, may: [/^provider\/(resources|functions)\//], types: [core] },
   { files: /^provider\/settings\.ts$/, may: [core, resourceParts, /^zod$/] },
   {
     files: /^provider\/runtime\.ts$/,

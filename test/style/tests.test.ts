@@ -32,6 +32,7 @@ const built: { files: RegExp; by: string }[] = [
   { files: /^provider\/cli\/main\.ts$/, by: "test/cli/overlay.lab.test.ts" },
   { files: /^provider\/synthesis\/hydrate\//, by: "test/synthesis/hydrate/program.ts" },
   { files: /^provider\/doors\/(engineLog|plugin\/\w+)\.ts$/, by: "test/doors/plugin/protocol.lab.test.ts" },
+  { files: /^provider\/core\/invoke\.ts$/, by: "test/doors/plugin/functions.lab.test.ts" },
   { files: /^provider\/core\/schema\.ts$/, by: "tools/generate.ts" },
 ];
 

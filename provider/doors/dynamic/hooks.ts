@@ -1,5 +1,8 @@
 import { cloudletFunctions } from "../../functions/cloudletFunctions.ts";
-import { resources } from "../../index.ts";
+import type { Context } from "../../core/context.ts";
+import { CloudletError, describeError } from "../../core/errors.ts";
+import { invoke } from "../../core/invoke.ts";
+import { functions as everyFunction, resources } from "../../index.ts";
 import { openContext, run } from "../../runtime.ts";
 import { reportToEngine } from "./report.ts";
 import { dynamicHooks } from "./translate.ts";
@@ -12,5 +15,22 @@ export const hooksOf = dynamicHooks({
   note: (subject, text) => reportToEngine(subject).note(text),
 });
 
+/** What every door has, run in the program's own process. */
+export async function ask(token: string, given: Record<string, unknown>): Promise<Record<string, unknown>> {
+  const definition = everyFunction.find((one) => one.token === token);
+  if (!definition) throw new CloudletError("BUG", `this version of pulumi-cloudlet has no ${token}`);
+  try {
+    const answer = await invoke(definition, { given, preview: false }, openHere);
+    if ("result" in answer) return answer.result;
+    throw new CloudletError("INVALID", answer.issues.map(({ path, message }) => `${path}: ${message}`).join("; "));
+  } catch (error) {
+    throw new Error(describeError(error), { cause: error });
+  }
+}
+
 /** The SDK's functions, run in the program's own process. */
-export const functions = cloudletFunctions(() => openContext({ status: () => undefined, warn: (text) => console.warn(text) }));
+export const functions = cloudletFunctions(openHere);
+
+function openHere(): Context {
+  return openContext({ status: () => undefined, warn: (text) => console.warn(text) });
+}

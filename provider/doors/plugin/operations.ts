@@ -4,9 +4,10 @@ import type * as Messages from "@pulumi/pulumi/proto/provider_pb.js";
 import { checkInputs, explainChange } from "../../core/check.ts";
 import type { Context } from "../../core/context.ts";
 import { Declarations } from "../../core/declarations.ts";
-import type { Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
+import type { FunctionDefinition, Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
 import { diffInputs, replacing, withoutIgnored, type Change } from "../../core/diff.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
+import { invoke } from "../../core/invoke.ts";
 import * as reconcile from "../../core/reconcile.ts";
 import { secretPaths } from "../../core/secrets.ts";
 import { isRecord, withoutNulls } from "../../core/values.ts";
@@ -26,6 +27,7 @@ export interface World {
 
 export interface PluginDoor {
   definitions: readonly ResourceDefinition[];
+  functions: readonly FunctionDefinition[];
   digests: LocalDigests;
   /** Which parts of a provider's configuration are secret. */
   secretSettings: string[][];
@@ -182,6 +184,25 @@ export class Operations {
     );
   }
 
+  async invoke(request: Messages.InvokeRequest): Promise<Messages.InvokeResponse> {
+    const token = request.getTok();
+    const definition = this.#door.functions.find((known) => known.token === token);
+    if (!definition)
+      throw new CloudletError("INVALID", `pulumi-cloudlet has no ${token}`, {
+        fix: "correct the function's name, or install a newer version",
+      });
+    const asked = { given: fromStruct(request.getArgs()).values, preview: request.getPreview() };
+    const world = this.#configured();
+    const answer = await this.#interruption.limit({ what: token, seconds: 0 }, (signal) =>
+      // nothing that lasts, so nothing to report
+      invoke(definition, asked, () => world.openContext(silent, signal)),
+    );
+    const response = new providerPb.InvokeResponse();
+    if ("issues" in answer) response.setFailuresList(answer.issues.map(toFailure));
+    else response.setReturn(toStruct(plain(answer.result), secretPaths(definition.outputs)));
+    return response;
+  }
+
   #find(token: string): ResourceDefinition {
     const found = this.#door.definitions.find((definition) => definition.token === token);
     if (found) return found;
@@ -224,9 +245,15 @@ function secretsOf(definition: ResourceDefinition, given: Decoded): string[][] {
 
 /** State as the engine keeps it: Pulumi takes null and absent for the same. */
 function stored(definition: ResourceDefinition, state: State, given: Decoded): ReturnType<typeof toStruct> {
-  const kept = withoutNulls(state);
-  return toStruct(isRecord(kept) ? kept : {}, secretsOf(definition, given));
+  return toStruct(plain(state), secretsOf(definition, given));
 }
+
+function plain(state: State): State {
+  const kept = withoutNulls(state);
+  return isRecord(kept) ? kept : {};
+}
+
+const silent: Reporter = { status: () => undefined, warn: () => undefined, note: () => undefined };
 
 /** The path stands in the reason, since the engine prints the value of a property that is named, secrets included. */
 function toFailure({ path, message }: Issue): Messages.CheckFailure {

@@ -1,4 +1,4 @@
-import { resources } from "../../index.ts";
+import { functions, resources } from "../../index.ts";
 import { createRuntime, run } from "../../runtime.ts";
 import { parseSettings, readSettings } from "../../settings.ts";
 import type { Reporter } from "../engineLog.ts";
@@ -8,6 +8,7 @@ import { Operations } from "./operations.ts";
 export function realOperations(report: (urn: string) => Reporter): Operations {
   return new Operations({
     definitions: resources,
+    functions,
     digests: run.digests,
     report,
     // it comes as one text

@@ -43,11 +43,12 @@ function implementation(served: Served): UntypedServiceImplementation {
       await (await operations()).delete(request);
       return empty();
     }),
+    invoke: unary(async (request: InstanceType<typeof providerPb.InvokeRequest>) => (await operations()).invoke(request)),
     cancel: unary(async () => {
       (await operations()).cancel();
       return empty();
     }),
-    ...absent(["parameterize", "invoke", "call", "construct", "list"]),
+    ...absent(["parameterize", "call", "construct", "list"]),
   };
 }
 
