@@ -1,13 +1,14 @@
 import { createReadStream } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
-import { CloudletError, codeOf } from "../../core/errors.ts";
+import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import { bringTo, guestOf, imagesOf, type Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
 import { defaultBudget, type MoveReport } from "../handoffProtocol.ts";
 import type { VerbArgs } from "../protocol.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
+import { collectLayers } from "../synthesis/references.ts";
 import { MoveChannel } from "./channel.ts";
 import { compress } from "./compression.ts";
 import { discardCopy, removeExport } from "./copies.ts";
@@ -330,6 +331,8 @@ export class MoveSource {
     context.step("answered");
     await discardCopy(this.#services, record, context);
     await this.#services.records.update(id, ({ leaving: _, ...note }) => ({ ...note, lastMove: report }));
+    // what stays is collected when the agent starts
+    await collectLayers(this.#services).catch((error: unknown) => context.status(describeError(error)));
     context.step("discarded");
     await this.#handoffs.note(id, { type: "ended", report });
     await this.#files.writeDeparture(id, { ...departure, endedAt: Date.now() });

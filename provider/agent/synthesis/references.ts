@@ -2,7 +2,7 @@ import { open } from "node:fs/promises";
 import { manifestSchema, maxManifestBytes } from "../../synthesis/manifest.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import { readJson } from "../durable.ts";
-import type { InstanceRecord } from "../records.ts";
+import { isHere, type InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 
 type Parts = Pick<Services, "store" | "records" | "builds" | "images" | "overlays" | "offers">;
@@ -58,7 +58,7 @@ export async function manifestOf({ store }: Pick<Services, "store">, digest: str
 }
 
 async function guestsOf({ records, builds }: Parts): Promise<InstanceRecord[]> {
-  return [...(await records.list()), ...(await builds.list())];
+  return [...(await records.list()).filter(isHere), ...(await builds.list())];
 }
 
 async function beginsWithBrace(file: string): Promise<boolean> {

@@ -154,3 +154,20 @@ it("a manifest that cannot be read refers to nothing, and stays itself", async (
   });
   expect(await referencedDigests(agent.services)).toEqual(new Set([digestText("base"), digest]));
 });
+
+it("a note of a cloudlet that has moved away keeps nothing; its copy that has not gone yet does", async () => {
+  const base = digestText("base");
+  const overlay = await agent.store(JSON.stringify(manifest({ base, index: digestText("index"), pack: digestText("pack") })));
+  const gone = {
+    spec: spec(base, { overlay: { digest: overlay } }),
+    ownership: { epoch: 2, role: "released" as const, peer: "gw2" },
+    network: { mac: "", address: "" },
+    complete: true,
+    restartPending: false,
+  };
+  await agent.services.records.write({ ...gone, leaving: true });
+  expect(await referencedLayers(agent.services)).toEqual(new Set([overlay]));
+  await agent.services.records.write(gone);
+  expect(await referencedLayers(agent.services)).toEqual(new Set());
+  expect(await referencedDigests(agent.services)).toEqual(new Set());
+});
