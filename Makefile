@@ -3,13 +3,16 @@ SHELL := /bin/bash
 node := node_modules/.bin/node
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo test check build bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
+.PHONY: help demo walk test check build bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: machine modules engine build ## show a stateful application that follows its subscriber from gateway to gateway
 	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) tools/demo.ts $(if $(KIND),--kind $(KIND))
+
+walk: machine modules engine build ## show an application that follows its subscriber along three gateways while it runs
+	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) tools/walk.ts
 
 test: machine modules engine check build ## run everything, the lab's tests included (root)
 	@PULUMI_ENGINE="$$(tools/engine/build)" npm run --silent test:lab

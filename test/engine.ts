@@ -112,6 +112,15 @@ export async function openStack({
   };
 }
 
+/** A program as it is shown, run anew each time as `pulumi` does; what it exports are the outputs. */
+export function exampleProgram(path: string): PulumiFn {
+  let runs = 0;
+  return async () => {
+    const module = (await import(`${path}?run=${runs++}`)) as Record<string, unknown>;
+    return Object.fromEntries(Object.entries(module).filter(([name]) => name !== "default" && name !== "module.exports"));
+  };
+}
+
 /** A folder in which the built package and the SDK resolve, as in a project that installed them. */
 export async function programFolder(): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), "cloudlet-stack-"));

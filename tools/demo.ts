@@ -2,11 +2,12 @@ import { resolve } from "node:path";
 import { parseArgs, styleText } from "node:util";
 import type { MoveReport } from "../provider/agent/handoffProtocol.ts";
 import type { Provision } from "../provider/agent/protocol.ts";
-import { openStack } from "../test/engine.ts";
+import { exampleProgram, openStack } from "../test/engine.ts";
 import { Gateways, watchSubscriber } from "../test/gateways.ts";
 import { createLab, type Lab } from "../test/lab/lab.ts";
 import { coldBootMillis } from "./coldBoot.ts";
 import { buildImages } from "./images/images.ts";
+import { expectOk, shownMove, step } from "./step.ts";
 
 const help = `Shows the main job on this machine: two edge gateways, one application, a subscriber who moves.
 
@@ -28,14 +29,6 @@ if (kind !== "kvm" && kind !== "lxd") {
 const program = resolve(import.meta.dirname, "../examples/two-gateways/index.ts");
 type Hosts = "gw1" | "gw2" | "subscriber";
 
-async function step<T>(title: string, work: () => Promise<T>): Promise<T> {
-  const began = performance.now();
-  process.stdout.write(`${styleText("bold", "▶")} ${title} … `);
-  const result = await work();
-  console.log(styleText("green", `${((performance.now() - began) / 1000).toFixed(1)} s`));
-  return result;
-}
-
 async function traces(lab: Lab<Hosts>, gateway: "gw1" | "gw2"): Promise<string> {
   return lab.hosts[gateway].run(
     "ls -d /var/lib/cloudlet/agent /etc/init.d/cloudlet-agent /run/cloudlet 2>/dev/null; nft list tables 2>/dev/null; ip -br link show type bridge; getent passwd cloudlet || true",
@@ -51,14 +44,7 @@ process.once("SIGINT", () => void lab.close().finally(() => process.exit(130)));
 
 try {
   const before = { gw1: await traces(lab, "gw1"), gw2: await traces(lab, "gw2") };
-  const generation = { value: 0 };
-  const stack = await openStack({
-    project: "two-gateways",
-    program: async () => {
-      const module: Record<string, unknown> = await import(`${program}?run=${generation.value++}`);
-      return Object.fromEntries(Object.entries(module).filter(([name]) => name !== "default" && name !== "module.exports"));
-    },
-  });
+  const stack = await openStack({ project: "two-gateways", program: exampleProgram(program) });
   const gateways = new Gateways({ lab, images, stack, door: "dynamic" });
   try {
     const { privateKey } = lab.hosts.gw1.connection;
@@ -70,7 +56,7 @@ try {
     await stack.setConfig("subscriberAt", "gw1");
 
     const title = "pulumi up: commission both gateways, place the base, build the overlay, start the application from it on gateway 1";
-    const first = await step(title, async () => expectOk(await stack.up()));
+    const first = await step(title, () => expectOk(stack.up()));
     let count = 0;
     await step("the subscriber visits the application at gateway 1, ten times", async () => {
       for (let visits = 0; visits < 10; visits++) count = (await gateways.visit("gw1")) ?? count;
@@ -89,19 +75,19 @@ try {
 
     console.log(styleText("bold", "\n  The subscriber moves to gateway 2; the program's input changes: subscriberAt gw1 → gw2"));
     await stack.setConfig("subscriberAt", "gw2");
-    const preview = await step("pulumi preview", async () => expectOk(await stack.preview()));
+    const preview = await step("pulumi preview", () => expectOk(stack.preview()));
     console.log(styleText("cyan", shownDiff(preview.text)));
-    console.log(styleText("cyan", `    ${/cloudlet ".*moves in place.*/.exec(preview.diagnostics)?.[0] ?? ""}`));
+    console.log(shownMove(preview));
 
     const watcher = watchSubscriber(gateways);
-    const moved = await step("pulumi up: move it", async () => expectOk(await stack.up()));
+    const moved = await step("pulumi up: move it", () => expectOk(stack.up()));
     const seen = await watcher.stop();
     const after = await gateways.visit("gw2");
     const gone = (await gateways.running("gw1")) === 0;
     const passedOn = (await gateways.visit("gw1")) === (after ?? 0) + 1;
 
     const report = moved.outputs["lastMove"] as MoveReport;
-    await step("pulumi destroy", async () => expectOk(await stack.destroy()));
+    await step("pulumi destroy", () => expectOk(stack.destroy()));
     const clean = (await traces(lab, "gw1")) === before.gw1 && (await traces(lab, "gw2")) === before.gw2;
 
     console.log();
@@ -111,15 +97,19 @@ try {
       "gateway 1": { before: "runs it", after: passedOn ? "passes clients on" : "NO ANSWER" },
     });
     console.table({
+      mode: report.mode,
+      ...(report.rounds && { "rounds, the last one while it was paused": report.rounds.length }),
       "bytes sent": report.bytesSent,
       "bytes the target had": report.bytesAvoided,
+      "the whole move (ms)": report.totalMillis,
       "away, as measured by the gateways (ms)": report.downtimeMillis,
       "longest silence the subscriber saw (ms)": seen.longestGapMillis,
       "visits answered during the move": seen.answers,
       "the counter went back": seen.wentBack.length > 0 ? "YES" : "never",
       "gateways as before": clean ? "yes" : "NO",
     });
-    if (after === undefined || after <= count || seen.wentBack.length > 0 || !gone || !passedOn || !clean)
+    const asPromised = report.mode === (kind === "kvm" ? "live" : "cold");
+    if (!asPromised || after === undefined || after <= count || seen.wentBack.length > 0 || !gone || !passedOn || !clean)
       throw new Error("the demo did not show what it promises");
     console.log(`Done in ${((performance.now() - began) / 1000).toFixed(0)} s.`);
   } finally {
@@ -139,9 +129,4 @@ function shownDiff(text: string): string {
     .split("\n")
     .filter((line) => /^\s+(~|\[id=|[+-] )/.test(line) && !/warning|\[diff:/.test(line))
     .join("\n");
-}
-
-function expectOk<T extends { ok: boolean; text: string }>(outcome: T): T {
-  if (!outcome.ok) throw new Error(`pulumi failed:\n${outcome.text}`);
-  return outcome;
 }
