@@ -51,6 +51,7 @@ const chosen = names.filter((name) => values.ways.split(",").includes(name));
 const stayMillis = 10_000;
 const mostMillis = 3_600_000;
 const answerMillis = 300_000;
+const pageBytes = 4096;
 
 type Gateway = "gw1" | "gw2";
 type Link = Pick<Cell, "mbit" | "delayMillis">;
@@ -77,10 +78,11 @@ async function measure(
     // what failed will not answer there
     const watched = watch.stop("error" in acted ? 0 : answerMillis);
     if ("error" in acted) return await watched.then(() => Promise.reject(acted.error)).catch(() => Promise.reject(acted.error));
-    const { firstThere, countsPerSecond, ...seen } = await watched;
+    const { firstThere, gapBegan, countsPerSecond, ...seen } = await watched;
+    const gapAtSeconds = (gapBegan - began) / 1000;
     const totalSeconds = (Math.max(ended, firstThere) - began) / 1000;
     const rewrittenMegabytes = countsPerSecond * countMegabytes;
-    return { totalSeconds, ...seen, bytes, rewrittenMegabytes, ...(acted.report && { report: acted.report }) };
+    return { totalSeconds, ...seen, gapAtSeconds, bytes, rewrittenMegabytes, ...(acted.report && { report: acted.report }) };
   } finally {
     await lab.shape("gw2", {});
     await straight?.();
@@ -100,13 +102,15 @@ async function move({ bench, agents }: TwoGateways, from: Gateway, to: Gateway):
 
 async function handoff(gateways: TwoGateways, link: Link, [from, to]: readonly [Gateway, Gateway]): Promise<Measured> {
   return measure(gateways, { link, from, to, port: 8080 }, async () => {
-    const { mode, downtimeMillis, predicted, rounds } = await move(gateways, from, to);
+    const { mode, downtimeMillis, predicted, rounds = [] } = await move(gateways, from, to);
     if (mode !== "live") throw new Error(`it moved ${mode}`);
+    const memoryMegabytes = rounds.reduce((sum, { pages }) => sum + (pages * pageBytes) / 1e6, 0);
     return {
       pauseSeconds: downtimeMillis / 1000,
       predictedPauseSeconds: (predicted?.downtimeMillis ?? 0) / 1000,
-      predictedTotalSeconds: (predicted?.totalMillis ?? 0) / 1000,
-      rounds: rounds?.length ?? 0,
+      rounds: rounds.length,
+      memoryMegabytes,
+      diskMegabytes: rounds.reduce((sum, { rawBytes }) => sum + rawBytes / 1e6, 0) - memoryMegabytes,
     };
   });
 }
@@ -124,6 +128,8 @@ async function* handoffs(gateways: TwoGateways, memory: OverlayStatus, place: Li
     await sleep(stayMillis);
     yield { way: "return", ...cell, outcome: await orFailed(handoff(gateways, place, ["gw2", "gw1"])) };
   } finally {
+    // after a move that failed, the target may have no more than a reservation
+    await agents.gw2.run("move.cancel", { id: cloudlet }).catch(() => undefined);
     for (const agent of Object.values(agents)) await agent.run("instance.remove", { id: cloudlet, owner }).catch(() => undefined);
   }
 }

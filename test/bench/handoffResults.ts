@@ -9,6 +9,8 @@ const measuredSchema = z.object({
   totalSeconds: z.number(),
   /** Longest time without an answer, as the subscriber saw it. */
   gapSeconds: z.number(),
+  /** When that began, from the begin of the move: not only the pause takes answers away. */
+  gapAtSeconds: z.number(),
   /** On the link, towards where it goes. */
   bytes: z.number(),
   /** Answers that were older than one before. */
@@ -17,7 +19,14 @@ const measuredSchema = z.object({
   rewrittenMegabytes: z.number(),
   /** Of ours: what it said itself. */
   report: z
-    .object({ pauseSeconds: z.number(), predictedPauseSeconds: z.number(), predictedTotalSeconds: z.number(), rounds: z.number() })
+    .object({
+      pauseSeconds: z.number(),
+      predictedPauseSeconds: z.number(),
+      rounds: z.number(),
+      /** Before compression. */
+      memoryMegabytes: z.number(),
+      diskMegabytes: z.number(),
+    })
     .optional(),
 });
 export type Measured = z.infer<typeof measuredSchema>;

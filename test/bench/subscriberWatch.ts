@@ -5,6 +5,8 @@ import type { LabHost } from "../lab/host.ts";
 export interface Seen {
   /** Longest time without an answer, from wherever. */
   gapSeconds: number;
+  /** Date.now() of the last answer before it. */
+  gapBegan: number;
   /** Date.now() of the first answer from where the application went. */
   firstThere: number;
   /** How often the guest counted in a second, before it moved. */
@@ -51,15 +53,15 @@ const files = { stop: "/run/watch-stop", arrived: "/run/watch-arrived" };
 function summary(answers: z.infer<typeof answersSchema>, to: string): Seen {
   const there = answers.find(([, address]) => address === to);
   if (there === undefined) throw new Error("the application never answered from where it went");
-  let [gap, most, wentBack] = [0, 0, 0];
+  let [gap, gapBegan, most, wentBack] = [0, 0, 0, 0];
   let last: number | undefined;
   for (const [at, , count] of answers) {
-    gap = Math.max(gap, at - (last ?? at));
+    if (last !== undefined && at - last > gap) [gap, gapBegan] = [at - last, last];
     // answers that are under way together may overtake each other
     if (count < most - 5) wentBack++;
     [last, most] = [at, Math.max(most, count)];
   }
-  return { gapSeconds: gap / 1000, firstThere: there[0], wentBack, countsPerSecond: rateOf(answers) };
+  return { gapSeconds: gap / 1000, gapBegan, firstThere: there[0], wentBack, countsPerSecond: rateOf(answers) };
 }
 
 /** Over what comes before anything else happens. */
