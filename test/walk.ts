@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
-import { stripTypeScriptTypes } from "node:module";
 import { join, resolve } from "node:path";
+import { transform } from "esbuild";
 import { z } from "zod";
 import { moveReportSchema, type MoveReport } from "../provider/agent/handoffProtocol.ts";
 import { buildImages } from "../tools/images/images.ts";
@@ -41,8 +41,8 @@ export class Walk {
   /** Starts the subscriber; returns when its session has begun. */
   async setOut(): Promise<void> {
     const { subscriber } = this.lab.hosts;
-    const program = stripTypeScriptTypes(await readFile(join(example, "subscriber.ts"), "utf8"));
-    await subscriber.run("cat >/tmp/subscriber.mjs; rm -f /tmp/subscriber.pid; : >/tmp/subscriber.out", { stdin: program });
+    const { code } = await transform(await readFile(join(example, "subscriber.ts"), "utf8"), { loader: "ts" });
+    await subscriber.run("cat >/tmp/subscriber.mjs; rm -f /tmp/subscriber.pid; : >/tmp/subscriber.out", { stdin: code });
     const addresses = row.map((gateway) => `http://${this.lab.hosts[gateway].address}:8080`);
     const command = `echo $$ >/tmp/subscriber.pid; exec node /tmp/subscriber.mjs ${addresses.join(" ")} >/tmp/subscriber.out`;
     this.#subscriber = subscriber.run(command, { timeoutMillis: 1_800_000 }).then(() => this.#told());
