@@ -23,7 +23,8 @@ function record(change: Partial<InstanceRecord>): InstanceRecord {
 const server = (name: string, port: number): string => `
   require("net").createServer((s) => s.on("error", () => {}).on("data", () => s.write("${name} to " + s.remoteAddress))).listen(${String(port)}, "0.0.0.0");
   const u = require("dgram").createSocket("udp4");
-  u.on("message", (_, from) => u.send("${name} to " + from.address, from.port, from.address)).bind(${String(port)});`;
+  u.on("message", (_, from) => u.send("${name} to " + from.address, from.port, from.address));
+  u.bind(${String(port)}, () => console.log("listens"));`;
 
 /** Asks again and again by one TCP connection and from one UDP port, and writes down what it hears when that changes. */
 const client = (address: string): string => `
@@ -42,8 +43,11 @@ describe("clients of a node that a cloudlet has left, with the kernel's own pack
       ip link add cloudlet0 type bridge && ip address add 10.87.0.1/16 dev cloudlet0 && ip link set cloudlet0 up
       ip netns add guest && ip link add outer type veth peer name inner netns guest && ip link set outer master cloudlet0 up
       ip -n guest link set lo up && ip -n guest link set inner up && ip -n guest address add ${guest}/16 dev inner && ip -n guest route add default via 10.87.0.1`);
-    await start("source", server("guest", 80), { inside: "ip netns exec guest" });
-    await start("target", server("target", 9090));
+    await start("source", server("guest", 80), { log: "/tmp/server", inside: "ip netns exec guest" });
+    await start("target", server("target", 9090), { log: "/tmp/server" });
+    // whoever asks before is refused, and asks by that connection no more
+    for (const host of [lab.hosts.source, lab.hosts.target])
+      await eventually(async () => expect(await host.run("cat /tmp/server")).toBe("listens\n"));
     await publish(record({}));
   });
   afterAll(() => lab?.close());
