@@ -272,7 +272,7 @@ const lifecycle: Row[] = [
         expect(await life.gateways.visit(to)).toBe(before + 1);
         expect(await life.gateways.peek(from), "the node that it has left passes its clients on").toBe(before + 1);
         expect(await life.gateways.running(from)).toBe(0);
-        expect(moved.outputs["lastMove"]).toMatchObject({ mode: "cold", from, to, route: "direct" });
+        expect(moved.outputs["lastMove"]).toMatchObject({ mode, from, to, route: "direct" });
         await unchanged(life);
       }
     },
