@@ -7,6 +7,7 @@ import { guestOf, imagesOf } from "../instances.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import { decompressTo } from "./compression.ts";
+import { hashed } from "./hashed.ts";
 import { commonImages } from "./liveImages.ts";
 
 const beginMillis = 120_000;
@@ -118,12 +119,5 @@ export class LiveArrivals {
     const driver = await this.#services.hypervisors.driver(record.spec.kind);
     if (driver.live === undefined) throw new CloudletError("UNSUPPORTED", `hypervisors of kind ${driver.kind} take in no running guests`);
     return { driver, live: driver.live };
-  }
-}
-
-async function* hashed(plain: Readable, hash: Hash): AsyncGenerator<Buffer> {
-  for await (const chunk of plain as AsyncIterable<Buffer>) {
-    hash.update(chunk);
-    yield chunk;
   }
 }

@@ -11,6 +11,7 @@ import type { Services } from "../services.ts";
 import type { MoveChannel } from "./channel.ts";
 import { decide, type MeasuredRound, type Measurements } from "./controller.ts";
 import type { Departure } from "./files.ts";
+import { hashed } from "./hashed.ts";
 import { commonImages } from "./liveImages.ts";
 import { progressText } from "./progress.ts";
 import { compressRound } from "./roundCompression.ts";
@@ -187,7 +188,7 @@ class LiveMove {
     context.signal.addEventListener("abort", cancel);
     if (context.signal.aborted) cancel();
     const round = open(ending.signal);
-    const compressed = compressRound(this.#hashed(round.records), level);
+    const compressed = compressRound(hashed(round.records, this.#hash), level);
     const [begun, bytes, linkMillis, busy] = [Date.now(), channel.bytesSent, channel.linkMillis, processorTimes()];
     const measure = (): MeasuredRound => ({
       ...round.stats(),
@@ -256,13 +257,6 @@ class LiveMove {
     return new CloudletError("REFUSED", `${this.#parts.opened.record.spec.id} was not moved: ${reason}`, {
       fix: "allow more with `handoff`, or move it when it is less busy",
     });
-  }
-
-  async *#hashed(records: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-    for await (const chunk of records) {
-      this.#hash.update(chunk);
-      yield chunk;
-    }
   }
 
   async #slowDown(departure: LiveDeparture, percent: number): Promise<void> {
