@@ -26,6 +26,8 @@ export interface Declaration {
   /** Where the cloudlet is; no cloudlet without it. */
   at?: GatewayName | undefined;
   cloudlet?: Partial<CloudletArgs> & { name?: string };
+  /** Of the cloudlet: what only the plugin keeps to. */
+  timeouts?: { create?: string; update?: string };
   application?: string;
   /** A volume of this many MiB, attached at /data unless `detached`. */
   volume?: { sizeMib: number; detached?: boolean; retainOnDelete?: boolean } | undefined;
@@ -87,7 +89,7 @@ export class Gateways {
       const { volume: wanted } = declaration;
       const volume =
         wanted && new Volume("data", { hypervisor, sizeMib: wanted.sizeMib, ...(wanted.retainOnDelete && { retainOnDelete: true }) });
-      const cloudlet = new Cloudlet("counter", {
+      const inputs = {
         cluster,
         hypervisor,
         base: { file: kind === "kvm" ? this.images.vm : this.images.container },
@@ -97,7 +99,8 @@ export class Gateways {
         ready: { http: { port: 8080, path: "/peek" }, timeoutSeconds: 60 },
         ...(volume && !wanted.detached && { volumes: [{ volume, path: "/data" }] }),
         ...declaration.cloudlet,
-      });
+      };
+      const cloudlet = new Cloudlet("counter", inputs, declaration.timeouts && { customTimeouts: declaration.timeouts });
       return {
         endpoint: cloudlet.endpoint,
         lastMove: cloudlet.lastMove,
@@ -108,8 +111,9 @@ export class Gateways {
     };
   }
 
-  async up(declaration: Declaration): Promise<Outcome> {
-    return changes(await this.stack.up(this.program(declaration)));
+  /** `interrupt` does what Ctrl-C does. */
+  async up(declaration: Declaration, interrupt?: AbortSignal): Promise<Outcome> {
+    return changes(await this.stack.up(this.program(declaration), interrupt));
   }
 
   async preview(declaration: Declaration): Promise<Outcome> {

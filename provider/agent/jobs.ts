@@ -1,5 +1,6 @@
 import { EventEmitter, once } from "node:events";
 import { mkdirSync } from "node:fs";
+import { setTimeout as sleep } from "node:timers/promises";
 import { CloudletError, codeOf, errorCodes } from "../core/errors.ts";
 import { Journal, readJournal, settleJournals } from "./journal.ts";
 import type { KeyedLock } from "./keyedLock.ts";
@@ -40,6 +41,8 @@ export interface JobsOptions {
 export const jobIdPattern = /^[a-zA-Z0-9][a-zA-Z0-9._-]{0,199}$/;
 
 const keptInMemory = 200;
+// shorter than the request waits that asks for the job again
+const cancelMillis = 50_000;
 
 type Body = JobEvent extends infer E ? (E extends JobEvent ? Omit<E, "seq" | "at"> : never) : never;
 
@@ -64,6 +67,15 @@ export class Jobs {
 
   running(): string[] {
     return [...this.#jobs].filter(([, job]) => !job.ended).map(([id]) => id);
+  }
+
+  /** Returns once no job of this id is on its way to a cancelled end, which whoever asks again would get for an answer. */
+  async endOfCancelled(id: string): Promise<void> {
+    const late = sleep(cancelMillis, "late", { ref: false });
+    for (let job = this.#jobs.get(id); job !== undefined && !job.ended && wasCancelled(job.abort.signal); job = this.#jobs.get(id)) {
+      if ((await Promise.race([job.finished, late])) === "late")
+        throw new CloudletError("BUSY", `job ${id} was cancelled and has not ended since`);
+    }
   }
 
   /** Attaches to a running job of this id, or starts it. */

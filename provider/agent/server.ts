@@ -82,7 +82,9 @@ const routes: Record<string, Handler> = {
   },
   "PUT /v1/jobs/JOB": async ({ services, jobs, verbs }, call) => {
     const id = jobOf(call);
-    return { id, ...jobs.start(id, workOf(services, verbs, parse(jobRequestSchema, await readBody(call.request), "request"))) };
+    const work = workOf(services, verbs, parse(jobRequestSchema, await readBody(call.request), "request"));
+    await jobs.endOfCancelled(id);
+    return { id, ...jobs.start(id, work) };
   },
   "DELETE /v1/jobs/JOB": ({ jobs }, call) => {
     jobs.cancel(jobOf(call));

@@ -114,6 +114,29 @@ describe("a job", () => {
     });
   });
 
+  it("that is asked for again while its cancellation takes its time begins anew", async () => {
+    const jobs = open();
+    const gate = openGate();
+    jobs.start(
+      "a",
+      work(async ({ signal }) => {
+        await gate.promise;
+        signal.throwIfAborted();
+      }),
+    );
+    jobs.cancel("a");
+    const ended = jobs.endOfCancelled("a");
+    gate.resolve();
+    await ended;
+    expect(
+      jobs.start(
+        "a",
+        work(() => Promise.resolve("anew")),
+      ),
+    ).toEqual({ attached: false });
+    expect((await eventsOf(jobs, "a")).at(-1)).toMatchObject({ type: "done", result: "anew" });
+  });
+
   it("waits for another that touches the same thing, and for no other", async () => {
     const jobs = open();
     const gate = openGate();
