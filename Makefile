@@ -3,7 +3,7 @@ SHELL := /bin/bash
 node := node_modules/.bin/node
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo walk test check build bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
+.PHONY: help demo walk test check build sdks bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ check: modules ## types, lint, style, unit tests, generated files equal (no root
 
 build: modules ## make dist/
 	@npm run --silent build
+
+sdks: ## write the SDKs for Python and Go anew from schema.json (needs Go)
+	@tools/engine/generate sdk
 
 bench-synthesis: machine modules build ## measure the start of cloudlets from overlays (root, long; ARGS=--help)
 	@$(node) test/bench/synthesis.ts $(ARGS)

@@ -12,17 +12,18 @@ const root = join(import.meta.dirname, "..");
 /** Every generated file with its text; `--check` compares instead of writing. */
 async function generated(): Promise<Map<string, string>> {
   const described = resources.map(describeResource);
-  const { version, description } = JSON.parse(await readFile(join(root, "package.json"), "utf8")) as {
-    version: string;
-    description: string;
-  };
+  const { version, description, keywords, license, author } = JSON.parse(await readFile(join(root, "package.json"), "utf8")) as Record<
+    "version" | "description" | "license" | "author",
+    string
+  > & { keywords: string[] };
+  const about = { version, description, keywords, license, publisher: author };
   const provider = describeProvider(settingsSchema);
   const asked = functions.map(describeFunction);
   const names = typeNamesOf([...described, provider, ...asked]);
   const files = new Map([
     [
       "schema.json",
-      `${JSON.stringify(schemaJson({ version, description, resources: described, functions: asked, settings: provider.inputs }, names), null, 2)}\n`,
+      `${JSON.stringify(schemaJson({ ...about, resources: described, functions: asked, settings: provider.inputs }, names), null, 2)}\n`,
     ],
     ["sdk/types.ts", typesText(described, names)],
     ["sdk/args.ts", argsFile([...described, provider], names)],

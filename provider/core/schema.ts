@@ -14,6 +14,9 @@ type Json = Record<string, unknown>;
 export interface Package {
   version: string;
   description: string;
+  keywords: string[];
+  license: string;
+  publisher: string;
   resources: Described[];
   functions: DescribedFunction[];
   /** The configuration of a provider. */
@@ -25,6 +28,15 @@ interface DescribedFunction {
   inputs: Field[];
   outputs: Field[];
 }
+
+// the provider's version is also that of the generated SDKs, and the one that they ask the engine for
+const generatedAsReleased = { respectSchemaVersion: true };
+const readme =
+  "Edge gateways and the cloudlets that move between them, for programs in Python. It needs Pulumi's command and the cloudlet plugin.";
+const language: Json = {
+  go: { importBasePath: "pulumi-cloudlet/sdk/go/cloudlet", ...generatedAsReleased },
+  python: { packageName: "pulumi_cloudlet", readme, pyproject: { enabled: true }, ...generatedAsReleased },
+};
 
 /** Pulumi's package schema. */
 export function schemaJson({ resources, functions, settings, ...about }: Package, names: TypeNames): Json {
@@ -62,6 +74,7 @@ export function schemaJson({ resources, functions, settings, ...about }: Package
     name: "cloudlet",
     displayName: "Cloudlet",
     ...about,
+    language,
     config: { variables: properties(settings, names, "input") },
     provider: {
       description: "What holds for all resources of one provider. Nothing of it is stored with them.",

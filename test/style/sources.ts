@@ -10,7 +10,12 @@ const atTop = /\.(md|json|ts|js)$|^(Makefile|LICENSE)$/;
 export const paths: string[] = [
   ...readdirSync(repository).filter((name) => atTop.test(name) && statSync(join(repository, name)).isFile()),
   ...folders.flatMap(filesBelow),
-].filter((path) => path !== "package-lock.json" && !path.startsWith("tools/engine/go."));
+].filter((path) => path !== "package-lock.json" && !/(^|\/)go\.(mod|sum)$/.test(path) && !isGenerated(path));
+
+/** The SDKs for other languages, which Pulumi's generators write. */
+function isGenerated(path: string): boolean {
+  return path.startsWith("sdk/python/") || path.startsWith("sdk/go/");
+}
 
 export function read(path: string): string {
   return readFileSync(join(repository, path), "utf8");

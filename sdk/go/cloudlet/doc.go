@@ -1,0 +1,2 @@
+// Pulumi provider for edge gateways and the cloudlets that move between them
+package cloudlet
