@@ -253,16 +253,24 @@ export async function openGateways(
 
 /** Visits without pause from the subscriber, at both gateways, until told to stop. */
 export function watchSubscriber(gateways: Gateways): {
-  stop(): Promise<{ longestGapMillis: number; answers: number; last: number; wentBack: string[] }>;
+  stop(): Promise<{
+    longestGapMillis: number;
+    answers: number;
+    /** Visits without an answer: the application may have counted them all the same. */
+    unanswered: number;
+    last: number;
+    wentBack: string[];
+  }>;
 } {
   let running = true;
   let lastAnswer = performance.now();
-  const seen = { longestGapMillis: 0, answers: 0, last: 0, wentBack: [] as string[] };
+  const seen = { longestGapMillis: 0, answers: 0, unanswered: 0, last: 0, wentBack: [] as string[] };
   const watching = (async () => {
     while (running) {
       const counts = await Promise.all((["gw1", "gw2"] as const).map((gateway) => gateways.visit(gateway)));
       // both may lead to the same place, and who was asked first need not be who is answered first
       const answered = counts.flatMap((count, index) => (count === undefined ? [] : [{ count, index }]));
+      seen.unanswered += counts.length - answered.length;
       for (const { count, index } of answered.sort((a, b) => a.count - b.count)) {
         seen.longestGapMillis = Math.max(seen.longestGapMillis, performance.now() - lastAnswer);
         lastAnswer = performance.now();

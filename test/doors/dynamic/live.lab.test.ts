@@ -90,11 +90,13 @@ describe("a virtual machine that is moved while it runs", () => {
     console.log(JSON.stringify(report), `longest silence ${seen.longestGapMillis} ms of ${seen.answers} answers`);
     expect(report.mode).toBe("live");
     expect(seen.wentBack).toEqual([]);
-    expect(await gateways.visit("gw2")).toBe(seen.last + 1);
+    const next = (await gateways.visit("gw2")) ?? 0;
+    expect(next).toBeGreaterThan(seen.last);
+    expect(next).toBeLessThanOrEqual(seen.last + seen.unanswered + 1);
     const old = await connection.ask();
     console.log(`a connection that was open at the old address: ${old.outcome} after ${old.afterMillis} ms`);
     expect(old.outcome).toBe("ECONNRESET");
-    expect(await gateways.peek("gw1"), "clients of the old address are passed on").toBe(seen.last + 1);
+    expect(await gateways.peek("gw1"), "clients of the old address are passed on").toBe(next);
     expect(await count("gw2")).toBeGreaterThan(before);
     expect(await gateways.exec(["cat", "/data/note"], "gw2")).toBe("travels\n");
     expect([await gateways.running("gw1"), await gateways.running("gw2")]).toEqual([0, 1]);

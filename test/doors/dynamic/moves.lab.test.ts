@@ -34,8 +34,10 @@ describe.each<Kind>(["lxd", "kvm"])("a subscriber who polls through the whole mo
     expect(moved, moved.text).toMatchObject({ ok: true });
     expect(seen.wentBack).toEqual([]);
     expect(seen.answers).toBeGreaterThan(2);
-    expect(await gateways.visit("gw2")).toBe(seen.last + 1);
-    expect(await gateways.visit("gw1"), "clients of the old address are passed on").toBe(seen.last + 2);
+    const next = (await gateways.visit("gw2")) ?? 0;
+    expect(next).toBeGreaterThan(seen.last);
+    expect(next).toBeLessThanOrEqual(seen.last + seen.unanswered + 1);
+    expect(await gateways.visit("gw1"), "clients of the old address are passed on").toBe(next + 1);
     // one that was stopped has closed what was open; one that runs on knows the connection by another address
     expect((await connection.ask()).outcome).toBe(kind === "lxd" ? "closed" : "ECONNRESET");
     expect(await gateways.exec(["cat", "/data/note"], "gw2")).toBe("travels\n");
