@@ -150,6 +150,7 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
   await services.records.remove(id);
   await new MoveFiles(services.root).forget(id);
   await services.handoffs.forget(id);
+  await services.formerCopies.remove(id);
   context.step("forgotten");
   await collectLayers(services);
   if (record !== undefined) await services.network.publish(await services.records.list());

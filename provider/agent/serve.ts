@@ -75,6 +75,7 @@ async function listen(server: Server, socket: string): Promise<void> {
 async function collect(services: Services, log: (line: string) => void): Promise<void> {
   try {
     await collectLayers(services);
+    await services.formerCopies.expire(collectMillis);
     const removed = await services.store.collect(await referencedDigests(services), collectMillis);
     if (removed.length > 0) log(`removed ${String(removed.length)} unused images`);
   } catch (error) {

@@ -4,6 +4,7 @@ import path from "node:path";
 import type { Driver } from "../hypervisors/types.ts";
 import { Hypervisors } from "./hypervisors.ts";
 import { KeyedLock } from "./keyedLock.ts";
+import { FormerCopies } from "./moves/formerCopies.ts";
 import { Handoffs } from "./moves/handoffs.ts";
 import { Network } from "./network.ts";
 import type { HypervisorSpec } from "./protocol.ts";
@@ -29,6 +30,7 @@ export interface Services {
   volumes: Volumes;
   offers: Offers;
   handoffs: Handoffs;
+  formerCopies: FormerCopies;
   run: Run;
   layers: Layers;
   works: Works;
@@ -57,7 +59,9 @@ export async function createServices({ root, run, works, createDriver, createHyd
   for (const name of ["store", "instances", "volumes", "layers", "builds"])
     await mkdir(path.join(root, name), { recursive: true, mode: 0o755 });
   const records = new Records(path.join(root, "instances"));
-  const store = new Store(path.join(root, "store"));
+  const formerCopies = new FormerCopies(path.join(root, "former"));
+  // whatever is only worth something goes before anything is refused
+  const store = new Store(path.join(root, "store"), () => formerCopies.expire(0));
   await store.clean();
   const hypervisors = new Hypervisors({ root, records, createDriver });
   const lock = new KeyedLock();
@@ -78,6 +82,7 @@ export async function createServices({ root, run, works, createDriver, createHyd
     builds,
     offers: new Offers(path.join(root, "agent", "offers.json")),
     handoffs: new Handoffs(path.join(root, "handoffs"), lock),
+    formerCopies,
     images: new Kept(path.join(root, "kept", "images"), keptImageSchema),
     overlays: new Kept(path.join(root, "kept", "overlays"), keptOverlaySchema),
     usedPorts,

@@ -18,10 +18,13 @@ const reserveBytes = 256 * 1024 * 1024;
 /** Bases, builds and other immutable data, kept under the digest of their bytes. */
 export class Store {
   readonly #directory: string;
+  readonly #makeRoom: () => Promise<void>;
   readonly #arriving = new Map<string, Promise<void>>();
 
-  constructor(directory: string) {
+  /** `makeRoom` gives up what the node can do without, and is asked before anything is refused for lack of space. */
+  constructor(directory: string, makeRoom: () => Promise<void> = () => Promise.resolve()) {
     this.#directory = directory;
+    this.#makeRoom = makeRoom;
   }
 
   async has(digest: string): Promise<boolean> {
@@ -108,8 +111,8 @@ export class Store {
 
   async requireSpace(bytes: number): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o755 });
-    const { bavail, bsize } = await statfs(this.#directory);
-    const free = bavail * bsize;
+    if ((await this.#free()) < bytes + reserveBytes) await this.#makeRoom();
+    const free = await this.#free();
     if (free < bytes + reserveBytes) {
       throw new CloudletError(
         "REFUSED",
@@ -117,6 +120,11 @@ export class Store {
         { fix: "free disk space on the node" },
       );
     }
+  }
+
+  async #free(): Promise<number> {
+    const { bavail, bsize } = await statfs(this.#directory);
+    return bavail * bsize;
   }
 
   async #receive(digest: string, open: () => Promise<Readable> | Readable, expectedBytes: number): Promise<void> {

@@ -100,8 +100,8 @@ export interface Synthesis {
 export interface LiveRound {
   /** What the target's driver takes in, uncompressed; read it to its end. */
   records: AsyncIterable<Buffer>;
-  /** Of what the records hold in full, once they have been read. */
-  stats(): { pages: number; blocks: number; rawBytes: number };
+  /** Once they have been read: what they hold in full, and bytes of what they only name, since the target has it. */
+  stats(): { pages: number; blocks: number; rawBytes: number; knownBytes: number };
 }
 
 /** A running guest while it is copied to another node. */
@@ -120,6 +120,8 @@ export interface LiveDeparture {
 
 /** The other end: a guest that takes shape while it still runs elsewhere. */
 export interface LiveArrival {
+  /** What is here of the guest from before (`FormerCopy.onTarget`). */
+  has: Buffer;
   /** Takes in one round; returns once all of it is in place. */
   take(records: AsyncIterable<Buffer>): Promise<void>;
   /** After the last round: memory is loaded, the disks are on disk, and the guest would run if it was told to. */
@@ -133,17 +135,25 @@ export interface CommonImages {
   memory: string | undefined;
 }
 
+/** What nodes keep of a guest that was there before, or that had begun to arrive. */
+export interface FormerCopy {
+  /** A file of this node's: what stays here of the guest when it has gone. */
+  path: string;
+  /** What the target has, in the driver's own words. */
+  onTarget: Buffer;
+}
+
 /** What a hypervisor does that moves guests while they run (kvm). */
 export interface Live {
   /** What the target must know to receive this guest, in the driver's own words; or why it can only be moved while it is stopped. */
   shape(guest: Guest): Promise<{ shape: string } | { impossible: string }>;
   /** Bytes that its disk and volumes take up here, and will on the target. */
   diskBytes(guest: Guest): Promise<number>;
-  depart(guest: Guest, images: CommonImages, progress: Progress): Promise<LiveDeparture>;
+  depart(guest: Guest, known: { images: CommonImages; former: FormerCopy }, progress: Progress): Promise<LiveDeparture>;
   /** The guest runs on here, and nothing is left of an attempt to move it. Of one whose process has gone, nothing is done. */
   stay(guest: Guest): Promise<void>;
   /** Makes the guest's files and starts its process, which waits for what arrives. The guest must not be there. */
-  receive(guest: Guest, parts: { shape: string; images: CommonImages }, progress: Progress): Promise<LiveArrival>;
+  receive(guest: Guest, parts: { shape: string; images: CommonImages; former: string }, progress: Progress): Promise<LiveArrival>;
   /** Whether a guest that has arrived whole is there and only waits to be told to run. */
   isWaiting(guest: Guest): Promise<boolean>;
   /** Lets such a guest run; one whose process is gone boots from its disk. */

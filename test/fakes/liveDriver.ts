@@ -32,7 +32,7 @@ export class FakeLive implements Live {
         before();
         yield contents();
       })(),
-      stats: () => ({ pages: 1, blocks: 0, rawBytes: contents().length }),
+      stats: () => ({ pages: 1, blocks: 0, rawBytes: contents().length, knownBytes: 0 }),
     });
     return Promise.resolve({
       round: () => round(() => undefined),
@@ -54,6 +54,7 @@ export class FakeLive implements Live {
   receive(guest: Guest): Promise<LiveArrival> {
     let last = "";
     return Promise.resolve({
+      has: Buffer.alloc(0),
       take: async (records) => {
         const chunks: Buffer[] = [];
         for await (const chunk of records) chunks.push(chunk);

@@ -37,7 +37,8 @@ export interface Receiver {
   seal(id: string, seal: string): Promise<void>;
   /** Whether the epoch had to be given up instead. */
   activate(id: string, activation: Activation): Promise<Activated>;
-  beginLive(id: string, start: LiveStart): Promise<void>;
+  /** Returns what is here of it from before, as base64 in the driver's own words. */
+  beginLive(id: string, start: LiveStart): Promise<{ has: string }>;
   takeRound(id: string, round: number, body: Readable): Promise<void>;
   endLive(id: string): Promise<void>;
   complete(id: string, completion: Completion): Promise<void>;

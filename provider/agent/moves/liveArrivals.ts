@@ -34,7 +34,8 @@ export class LiveArrivals {
     this.#services = services;
   }
 
-  async begin(record: InstanceRecord, shape: string): Promise<void> {
+  /** Returns what is here of it from before. */
+  async begin(record: InstanceRecord, shape: string): Promise<Buffer> {
     const { id } = record.spec;
     await this.end(id);
     const { driver, live } = await this.#driver(record);
@@ -44,10 +45,12 @@ export class LiveArrivals {
     await mkdir(guest.directory, { recursive: true });
     // its device is put onto the bridge long before the cloudlet is this node's own
     await this.#services.network.prepare(await this.#services.records.list());
-    const arrival = await live.receive(guest, { shape, images: commonImages(this.#services, record, guest) }, progress);
+    const former = await this.#services.formerCopies.pathOf(id);
+    const arrival = await live.receive(guest, { shape, images: commonImages(this.#services, record, guest), former }, progress);
     const session: Session = { arrival, guest, driver, hash: createHash("sha256"), rounds: 0, timer: undefined, busy: false };
     this.#sessions.set(id, session);
     this.#watch(id, session);
+    return arrival.has;
   }
 
   /** Anything that goes wrong ends it: a stream has an order, and nothing of it comes twice. */

@@ -17,6 +17,7 @@ import { progressText } from "./progress.ts";
 import { compressRound } from "./roundCompression.ts";
 
 const empty = z.object({});
+const begunSchema = z.object({ has: z.base64().default("") });
 /** While the guest stands still, a link that is silent for this long is as good as cut. */
 const pausedSilenceMillis = 10_000;
 const lookMillis = 1_000;
@@ -48,9 +49,9 @@ export interface NotLive {
 export async function moveLive(services: Services, opened: Opened, way: Way): Promise<LiveResult | NotLive> {
   const { live } = opened.driver;
   if (live === undefined) return { notLive: `hypervisors of kind ${opened.driver.kind} cannot` };
-  const refusal = await announce(services, { opened, live }, way);
-  if (refusal !== undefined) return refusal;
-  const move = new LiveMove(services, { opened, live }, way);
+  const begun = await announce(services, { opened, live }, way);
+  if ("notLive" in begun) return begun;
+  const move = new LiveMove(services, { opened, live, targetHas: begun.has }, way);
   try {
     return await move.run();
   } catch (error) {
@@ -63,15 +64,15 @@ async function announce(
   services: Services,
   { opened, live }: { opened: Opened; live: Live },
   { channel, context }: Way,
-): Promise<NotLive | undefined> {
+): Promise<NotLive | { has: Buffer }> {
   const shape = await live.shape(opened.guest);
   if ("impossible" in shape) return { notLive: shape.impossible };
   const volumes: number[] = [];
   for (const { id } of opened.guest.volumes) volumes.push((await services.volumes.read(id))?.spec.sizeMib ?? 0);
   try {
     const body = { shape: shape.shape, volumes };
-    await channel.patiently(empty, { method: "POST", path: "/v1/live", body, signal: context.signal });
-    return undefined;
+    const { has } = await channel.patiently(begunSchema, { method: "POST", path: "/v1/live", body, signal: context.signal });
+    return { has: Buffer.from(has, "base64") };
   } catch (error) {
     // an older agent knows nothing of it, and a node that cannot run the guest on can still boot it
     if (!["UNSUPPORTED", "NOT_FOUND"].includes(codeOf(error))) throw error;
@@ -79,9 +80,16 @@ async function announce(
   }
 }
 
+interface Parts {
+  opened: Opened;
+  live: Live;
+  /** In the driver's own words. */
+  targetHas: Buffer;
+}
+
 class LiveMove {
   readonly #services: Services;
-  readonly #parts: { opened: Opened; live: Live };
+  readonly #parts: Parts;
   readonly #way: Way;
   readonly #hash: Hash = createHash("sha256");
   readonly #rounds: MeasuredRound[] = [];
@@ -95,9 +103,10 @@ class LiveMove {
   #bytes = 0;
   /** Uncompressed bytes that the next round sends at least. */
   #remaining = 0;
-  #rawBytes = 0;
+  /** Of all that was sent or only named. */
+  #wholeBytes = 0;
 
-  constructor(services: Services, parts: { opened: Opened; live: Live }, way: Way) {
+  constructor(services: Services, parts: Parts, way: Way) {
     this.#services = services;
     this.#parts = parts;
     this.#way = way;
@@ -105,10 +114,11 @@ class LiveMove {
   }
 
   async run(): Promise<LiveResult> {
-    const { opened, live } = this.#parts;
+    const { opened, live, targetHas } = this.#parts;
     const { context } = this.#way;
     const images = commonImages(this.#services, opened.record, opened.guest);
-    const departure = await live.depart(opened.guest, images, context);
+    const former = { path: await this.#services.formerCopies.pathOf(opened.record.spec.id), onTarget: targetHas };
+    const departure = await live.depart(opened.guest, { images, former }, context);
     this.#departure = departure;
     let decision: Decision = { action: "round", level: firstLevel, throttlePercent: 0, reason: "" };
     while (decision.action === "round" || decision.action === "throttle") {
@@ -173,7 +183,7 @@ class LiveMove {
     return {
       seal,
       bytesSent: channel.bytesSent,
-      bytesTotal: Math.max(channel.bytesSent, this.#rawBytes),
+      bytesTotal: Math.max(channel.bytesSent, this.#wholeBytes),
       stoppedAt,
       rounds: [...this.#rounds.map(withoutMeasures), round],
       ...(totalMillis !== undefined && downtimeMillis !== undefined && { predicted: { totalMillis, downtimeMillis } }),
@@ -191,7 +201,7 @@ class LiveMove {
     const compressed = compressRound(hashed(round.records, this.#hash), level);
     const [begun, bytes, linkMillis, busy] = [Date.now(), channel.bytesSent, channel.linkMillis, processorTimes()];
     const measure = (): MeasuredRound => ({
-      ...round.stats(),
+      ...heldIn(round),
       bytes: channel.bytesSent - bytes,
       millis: Date.now() - begun,
       level,
@@ -223,7 +233,7 @@ class LiveMove {
     }
     this.#idleProcessors = idleSince(busy);
     const measured = measure();
-    this.#rawBytes += measured.rawBytes;
+    this.#wholeBytes += measured.rawBytes + round.stats().knownBytes;
     this.#bytes += measured.bytes;
     return measured;
   }
@@ -264,6 +274,11 @@ class LiveMove {
     await departure.throttle(percent);
     this.#throttle = percent;
   }
+}
+
+function heldIn(round: LiveRound): Pick<Round, "pages" | "blocks" | "rawBytes"> {
+  const { pages, blocks, rawBytes } = round.stats();
+  return { pages, blocks, rawBytes };
 }
 
 function withoutMeasures({ compressMillis: _, dirtyBytes: __, linkMillis: ___, ...round }: MeasuredRound): Round {

@@ -221,8 +221,8 @@ export class MoveTarget implements Receiver {
   }
 
   /** A guest that runs elsewhere, and of which round after round will come. */
-  async beginLive(id: string, { shape, volumes }: LiveStart): Promise<void> {
-    await this.#inTurn(id, async () => {
+  async beginLive(id: string, { shape, volumes }: LiveStart): Promise<{ has: string }> {
+    return this.#inTurn(id, async () => {
       const { record, arrival } = await this.#both(id);
       if (record.ownership.role !== "incoming") {
         throw new CloudletError("CONFLICT", `${id} is ${record.ownership.role} on this node and takes nothing in`);
@@ -231,8 +231,9 @@ export class MoveTarget implements Receiver {
       // what was sealed before is over: its source has come back to life
       await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode: "live", volumes });
       this.#endAssembly(id);
-      await this.#live.begin(record, shape);
+      const has = await this.#live.begin(record, shape);
       this.#options.onStep("waiting");
+      return { has: has.toString("base64") };
     });
   }
 
@@ -294,6 +295,7 @@ export class MoveTarget implements Receiver {
         const { record } = await this.#both(id);
         await this.#services.records.write({ ...record, lastMove: report });
         await this.#services.handoffs.adopt(id, history);
+        await this.#services.formerCopies.remove(id);
         await this.#files.forgetArrival(id);
         await this.closeWhenIdle();
         this.#options.onStep("completed");

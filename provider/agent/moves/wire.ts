@@ -44,7 +44,7 @@ export type Completion = z.infer<typeof completeSchema>;
  *   POST /v1/layer              recombine the cloudlet's overlay, whose blobs are there by now
  *   PUT  /v1/recipes            recipes -> missing digests
  *   PUT  /v1/pieces             zstd stream of frames
- *   POST /v1/live               a running guest will come: start its QEMU, which waits
+ *   POST /v1/live               a running guest will come: start its QEMU, which waits; 200 with what is here of it from before
  *   PUT  /v1/rounds/N           zstd stream of the driver's records; 200 once all of it is in place
  *   DELETE /v1/live             nothing more will come, whatever has
  *   POST /v1/seal               verify everything, make the stopped guest; of a live one: it is loaded and would run

@@ -16,6 +16,8 @@ export interface GuestAgent {
   /** Flushes and blocks every mounted file system; returns how many. While frozen the agent answers nothing but thaw. */
   freeze(): Promise<number>;
   thaw(): Promise<void>;
+  /** Discards what the mounted file systems do not use. */
+  trim(timeoutMillis: number): Promise<void>;
   /** What the guest takes for the present, in milliseconds since 1970. */
   time(): Promise<number>;
   /** Sets the guest's clock to the present: one that was resumed believes that it is still the moment when its memory was saved. */
@@ -80,6 +82,7 @@ export function guestAgent(socketPath: string, guest: string): GuestAgent {
       }
     },
     freeze: async () => z.int().parse(await call("guest-fsfreeze-freeze")),
+    trim: async (timeoutMillis) => void (await call("guest-fstrim", {}, timeoutMillis)),
     thaw: async () => void (await call("guest-fsfreeze-thaw")),
     // nanoseconds: more than a number holds exactly
     time: async () => z.number().parse(await call("guest-get-time")) / 1_000_000,

@@ -48,6 +48,7 @@ describe("a guest of QEMU that is moved while it runs", () => {
     return twin;
   };
   const images = (guest: Guest) => ({ disk: guest.basePath, memory: undefined });
+  const formerOf = (guest: Guest) => join(bench.root, `${guest.name}.former`);
   const shapeOf = async (guest: Guest) => {
     const found = await live.shape(guest);
     if ("impossible" in found) throw new Error(found.impossible);
@@ -66,8 +67,19 @@ describe("a guest of QEMU that is moved while it runs", () => {
     return { ...round.stats(), bytes, millis: Math.round(performance.now() - begun) };
   };
   const begin = async (guest: Guest, twin: Guest): Promise<{ departure: LiveDeparture; arrival: LiveArrival }> => {
-    const arrival = await live.receive(twin, { shape: await shapeOf(guest), images: images(guest) }, progress);
-    return { departure: await live.depart(guest, images(guest), progress), arrival };
+    const arrival = await live.receive(twin, { shape: await shapeOf(guest), images: images(guest), former: formerOf(twin) }, progress);
+    const former = { path: formerOf(guest), onTarget: arrival.has };
+    return { departure: await live.depart(guest, { images: images(guest), former }, progress), arrival };
+  };
+
+  const end = async ({ departure, arrival }: { departure: LiveDeparture; arrival: LiveArrival }) => {
+    await pass(
+      departure.last(progress.signal, () => undefined),
+      arrival,
+    );
+    await arrival.finish(progress.signal);
+    await arrival.close();
+    await departure.close();
   };
 
   it("goes on elsewhere with what is only in its memory, and with its disk", async () => {
@@ -106,6 +118,55 @@ describe("a guest of QEMU that is moved while it runs", () => {
     await driver.stop(twin, progress);
     await driver.start(twin, progress);
     expect(await shell(twin, "md5sum /root/first /root/second")).toBe(written);
+  });
+
+  it("goes back with only what has changed since, and what it has freed does not travel", async () => {
+    const guest = await boot("returns");
+    const fill = "dd if=/dev/urandom of=/dev/shm/blob bs=4096 count=2000; dd if=/dev/urandom of=/root/kept bs=4096 count=500";
+    await shell(guest, `(${fill}; dd if=/dev/urandom of=/root/freed bs=4096 count=5000; sync; rm /root/freed; sync) 2>/dev/null`);
+    const sums = await shell(guest, "md5sum /dev/shm/blob /root/kept");
+    const twin = await elsewhere(guest, "visited");
+    const away = await begin(guest, twin);
+    const first = await pass(away.departure.round(progress.signal), away.arrival);
+    expect(first.blocks).toBeGreaterThan(450);
+    expect(first.blocks, "freed blocks").toBeLessThan(3_000);
+    await end(away);
+    await driver.start(twin, progress);
+    await driver.remove(guest, progress);
+    expect(await shell(twin, "md5sum /dev/shm/blob /root/kept")).toBe(sums);
+    await shell(twin, "dd if=/dev/urandom of=/root/new bs=4096 count=100 2>/dev/null; sync");
+
+    const arrival = await live.receive(guest, { shape: await shapeOf(twin), images: images(guest), former: formerOf(guest) }, progress);
+    const former = { path: formerOf(twin), onTarget: arrival.has };
+    const back = { departure: await live.depart(twin, { images: images(twin), former }, progress), arrival };
+    const again = await pass(back.departure.round(progress.signal), arrival);
+    console.log("away", first, "back", again);
+    expect(again.bytes).toBeLessThan(first.bytes / 3);
+    expect(again.blocks).toBeLessThan(500);
+    await end(back);
+    expect(differingPages(await memoryOf(twin), await memoryOf(guest))).toEqual([]);
+    await driver.start(guest, progress);
+    await driver.remove(twin, progress);
+    expect(await shell(guest, "echo 3 >/proc/sys/vm/drop_caches; md5sum /dev/shm/blob /root/kept")).toBe(sums);
+  });
+
+  it("sends what had arrived before the link broke no second time", async () => {
+    const guest = await boot("breaks");
+    await shell(guest, "dd if=/dev/urandom of=/dev/shm/blob bs=4096 count=2000 2>/dev/null");
+    const twin = await elsewhere(guest, "broken");
+    const broken = await begin(guest, twin);
+    const first = await pass(broken.departure.round(progress.signal), broken.arrival);
+    await broken.arrival.close();
+    await broken.departure.close();
+    await live.stay(guest);
+    await driver.remove(twin, progress);
+    await mkdir(twin.directory, { recursive: true });
+    const next = await begin(guest, twin);
+    const second = await pass(next.departure.round(progress.signal), next.arrival);
+    console.log("first", first, "second", second);
+    expect(second.bytes).toBeLessThan(first.bytes / 3);
+    await end(next);
+    expect(differingPages(await memoryOf(guest), await memoryOf(twin))).toEqual([]);
   });
 
   it("has every byte of its memory there, also what one process writes again and again", async () => {

@@ -16,6 +16,7 @@ import { addGuard, offerDisk, removeGuard, serveDisks, stopServing, withdrawDisk
 import { pageBytes } from "./ramStream.ts";
 import { RamWriter } from "./ramWriter.ts";
 import { RecordReader, type LiveRecord } from "./records.ts";
+import { UnitFile } from "./unitFile.ts";
 
 const connectMillis = 10_000;
 const loadMillis = 120_000;
@@ -28,6 +29,9 @@ interface ArrivalParts {
   place: string;
   socket: Socket;
   images: Images;
+  has: Buffer;
+  /** What has arrived, should the link break before the end. */
+  kept: UnitFile;
   disks: NbdClient[];
   names: string[];
 }
@@ -44,7 +48,11 @@ export class Arrival {
   }
 
   /** Of a guest whose QEMU waits for what comes (`-incoming defer`). */
-  static async open(guest: Guest, images: readonly string[], around: Surroundings): Promise<Arrival> {
+  static async open(
+    guest: Guest,
+    { images, former }: { images: readonly string[]; former: string },
+    { around, signal }: { around: Surroundings; signal: AbortSignal },
+  ): Promise<Arrival> {
     const place = await makePlace(guest, around.confinement);
     const [ram, nbd] = [join(place, "ram.sock"), join(place, "nbd.sock")];
     const qmp = await connectQmp(guestFiles(guest).qmp, { guest: guest.name });
@@ -59,12 +67,20 @@ export class Arrival {
       }
       await loadFrom(qmp, `unix:${ram}`);
       const socket = await connected(ram);
-      return new Arrival({ guest, qmp, place, socket, images: await Images.open(images), disks, names });
+      // makes the file where there is none, so that it can be opened
+      const kept = await UnitFile.more(former);
+      const known = await Images.open(images, former);
+      return new Arrival({ guest, qmp, place, socket, images: known, has: await known.formerHashes(signal), kept, disks, names });
     } catch (error) {
       qmp.close();
       await rm(place, { recursive: true, force: true });
       throw error;
     }
+  }
+
+  /** What is here of the guest from before, as hashes. */
+  get has(): Buffer {
+    return this.#parts.has;
   }
 
   /** Takes in one round; returns once all of it is with QEMU. */
@@ -76,6 +92,7 @@ export class Arrival {
         ended = await this.#apply(record);
       }
       await this.#flushPages();
+      await this.#parts.kept.flush();
     }
     if (!ended || !this.#reader.isEmpty) throw this.#damaged("was cut off");
   }
@@ -95,8 +112,9 @@ export class Arrival {
   }
 
   async close(): Promise<void> {
-    const { qmp, socket, disks, images, place } = this.#parts;
+    const { qmp, socket, disks, images, kept, place } = this.#parts;
     socket.destroy();
+    await kept.close();
     for (const disk of disks) disk.close();
     qmp.close();
     await images.close();
@@ -115,6 +133,7 @@ export class Arrival {
         return false;
       case "P":
         this.#ram.page(record.block, record.unit, record.bytes);
+        this.#parts.kept.add(record.bytes);
         return false;
       case "Z":
         for (let at = 0; at < record.count; at++) this.#ram.page(record.block, record.unit + at, undefined);
@@ -123,6 +142,7 @@ export class Arrival {
         return this.#referred(record);
       case "D":
         await this.#disk(record.disk).write(record.unit * pageBytes, record.bytes);
+        this.#parts.kept.add(record.bytes);
         return false;
       case "H":
         await this.#disk(record.disk).zeros(record.unit * pageBytes, record.count * pageBytes);

@@ -4,7 +4,7 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { CloudletError } from "../../../core/errors.ts";
-import type { Guest, LiveRound, Progress } from "../../types.ts";
+import type { FormerCopy, Guest, LiveRound, Progress } from "../../types.ts";
 import { guestFiles } from "../guestFiles.ts";
 import type { Surroundings } from "../launch.ts";
 import { connectQmp, type Qmp } from "../qmp.ts";
@@ -14,8 +14,9 @@ import { makePlace } from "./place.ts";
 import { hashOf, PageTable, zeroHash } from "./pageTable.ts";
 import { addGuard, guardedMigration, letSwitchOver, queryMigration, serveDisks, setPace, type Migration } from "./qmpLive.ts";
 import { pageBytes, RamStream } from "./ramStream.ts";
-import { RecordWriter } from "./records.ts";
+import { RecordWriter, type Place } from "./records.ts";
 import { SocketReader } from "./socketReader.ts";
+import { UnitFile } from "./unitFile.ts";
 
 const connectMillis = 10_000;
 const lookMillis = 5;
@@ -29,6 +30,8 @@ interface DepartureParts {
   socket: Socket;
   images: Images;
   disks: DiskRounds;
+  /** What stays here of the guest. */
+  kept: UnitFile;
 }
 
 /** A running guest on its way: QEMU's own migration stream, read round by round, and its disks by dirty bitmaps. */
@@ -39,7 +42,8 @@ export class Departure {
   readonly #records = new RecordWriter();
   #table: PageTable | undefined;
   #round = 0;
-  #stats = { pages: 0, blocks: 0 };
+  #stats = { pages: 0, blocks: 0, known: 0 };
+  #left = false;
   #idling: Promise<void> = Promise.resolve();
   #idle = false;
 
@@ -58,13 +62,15 @@ export class Departure {
 
   static async open(
     guest: Guest,
-    images: readonly string[],
+    { paths, former }: { paths: readonly string[]; former: FormerCopy },
     { around, progress }: { around: Surroundings; progress: Progress },
   ): Promise<Departure> {
     const place = await makePlace(guest, around.confinement);
     const { user } = around.confinement;
-    const known = await Images.open(images);
-    await known.index(images, progress.signal);
+    const known = await Images.open(paths);
+    await known.index(paths, progress.signal);
+    known.addFormer(former.onTarget);
+    const kept = await UnitFile.fresh(former.path);
     const qmp = await connectQmp(guestFiles(guest).qmp, { guest: guest.name, deadlines: { "migrate-continue": switchMillis } });
     const server = createServer();
     try {
@@ -79,10 +85,11 @@ export class Departure {
       await addGuard(qmp);
       const connected = firstConnection(server, progress.signal);
       await guardedMigration(qmp, path);
-      return new Departure({ guest, qmp, place, socket: await connected, images: known, disks });
+      return new Departure({ guest, qmp, place, socket: await connected, images: known, disks, kept });
     } catch (error) {
       qmp.close();
       await known.close();
+      await kept.close();
       await rm(place, { recursive: true, force: true });
       throw error;
     } finally {
@@ -119,10 +126,12 @@ export class Departure {
   /** Closes what is this side's. What is QEMU's own is taken away by `stay`. */
   async close(): Promise<void> {
     this.#idle = false;
-    const { qmp, socket, images, place } = this.#parts;
+    const { qmp, socket, images, place, kept } = this.#parts;
     socket.destroy();
     await this.#idling;
     qmp.close();
+    if (this.#left) await kept.keep();
+    else await kept.close();
     await images.close();
     await rm(place, { recursive: true, force: true });
   }
@@ -156,6 +165,7 @@ export class Departure {
     }
     await switching;
     await this.#completed(signal);
+    this.#left = true;
     yield* this.#ends();
   }
 
@@ -189,6 +199,7 @@ export class Departure {
         await this.#reader.ready();
         if (this.#reader.isOver) throw await this.#broken();
         yield* this.#come();
+        await this.#parts.kept.flush();
       }
     } finally {
       // also where nobody reads on
@@ -209,6 +220,7 @@ export class Departure {
     for await (const { disk, unit, data } of rounds) {
       this.#block(disk, unit, data);
       yield* this.#records.take(false);
+      await this.#parts.kept.flush();
     }
   }
 
@@ -263,7 +275,7 @@ export class Departure {
     const hash = data === undefined ? zeroHash : hashOf(data);
     if (this.#table?.change(block, unit, hash) !== true) return;
     if (hash.equals(zeroHash)) return this.#records.zeroPage(block, unit);
-    const place = this.#parts.images.find(hash);
+    const place = this.#known(hash, data);
     if (place !== undefined) return this.#records.referredPage(block, unit, place);
     if (data === undefined) return;
     this.#stats.pages++;
@@ -276,13 +288,24 @@ export class Departure {
     let begun = 0;
     const units = data.length / pageBytes;
     for (let at = 0; at < units; at++) {
-      const place = this.#parts.images.find(hashOf(data.subarray(at * pageBytes, (at + 1) * pageBytes)));
+      const one = data.subarray(at * pageBytes, (at + 1) * pageBytes);
+      const place = this.#known(hashOf(one), one);
       if (place === undefined) continue;
       this.#plain(disk, unit + begun, data.subarray(begun * pageBytes, at * pageBytes));
       this.#records.diskCopy(disk, { unit: unit + at, count: 1 }, place);
       begun = at + 1;
     }
     this.#plain(disk, unit + begun, data.subarray(begun * pageBytes));
+  }
+
+  /** Where the target has it; what it has not as part of an image stays here as well. */
+  #known(hash: Buffer, data: Buffer | undefined): Place | undefined {
+    const { images, kept } = this.#parts;
+    const place = images.find(hash);
+    const isCommon = place !== undefined && place.image !== images.former;
+    if (!isCommon && data !== undefined) kept.add(data, hash);
+    if (place !== undefined) this.#stats.known++;
+    return place;
   }
 
   #plain(disk: number, unit: number, data: Buffer): void {
@@ -292,8 +315,12 @@ export class Departure {
   }
 
   #counted(records: AsyncIterable<Buffer>): LiveRound {
-    const counts = (this.#stats = { pages: 0, blocks: 0 });
-    return { records, stats: () => ({ ...counts, rawBytes: (counts.pages + counts.blocks) * pageBytes }) };
+    const counts = (this.#stats = { pages: 0, blocks: 0, known: 0 });
+    const stats: LiveRound["stats"] = () => {
+      const { pages, blocks, known } = counts;
+      return { pages, blocks, rawBytes: (pages + blocks) * pageBytes, knownBytes: known * pageBytes };
+    };
+    return { records, stats };
   }
 }
 

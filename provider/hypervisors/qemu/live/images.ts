@@ -1,7 +1,9 @@
 import { open, type FileHandle } from "node:fs/promises";
-import { hashOf, zeroHash } from "./pageTable.ts";
+import { hashBytes, hashOf, zeroHash } from "./pageTable.ts";
 import { pageBytes } from "./ramStream.ts";
 import type { Place } from "./records.ts";
+import { hashesIn } from "./unitFile.ts";
+import { CloudletError } from "../../../core/errors.ts";
 import { run } from "../../../agent/process.ts";
 import { z } from "zod";
 
@@ -9,22 +11,29 @@ const readBytes = 1024 * 1024;
 /** Of all images together: a table of this many takes about 60 MB. */
 const mostUnits = 512 * 1024;
 
-/** Images that both nodes have, each as one raw file: what a running guest has in common with them need not be sent. */
+/**
+ * Images that both nodes have, each as one raw file: what a running guest has in common with them need not be sent. Behind
+ * them comes what only the target has, from when the guest was there before.
+ */
 export class Images {
   readonly #files: FileHandle[];
   readonly #places = new Map<string, number>();
+  /** The number of the one that only the target has. */
+  readonly former: number;
   readonly #units: number[];
 
-  private constructor(files: FileHandle[], units: number[]) {
+  private constructor(files: FileHandle[], { units, former }: { units: number[]; former: number }) {
     this.#files = files;
+    this.former = former;
     this.#units = units;
   }
 
-  static async open(paths: readonly string[]): Promise<Images> {
+  /** `former`: on the target, the file of what it has besides. */
+  static async open(paths: readonly string[], former?: string): Promise<Images> {
     const files: FileHandle[] = [];
-    for (const path of paths) files.push(await open(path, "r"));
+    for (const path of former === undefined ? paths : [...paths, former]) files.push(await open(path, "r"));
     const units = await Promise.all(files.map(async (file) => Math.floor((await file.stat()).size / pageBytes)));
-    return new Images(files, units);
+    return new Images(files, { units, former: paths.length });
   }
 
   /** Reads everything once, so that contents are found again. */
@@ -47,15 +56,31 @@ export class Images {
     }
   }
 
+  /** What this target has besides, unit by unit: of the very file that is open, whatever becomes of its name. */
+  async formerHashes(signal: AbortSignal): Promise<Buffer> {
+    const file = this.#files[this.former];
+    return file === undefined ? Buffer.alloc(0) : hashesIn(file, signal);
+  }
+
+  /** What the target has besides, unit by unit. */
+  addFormer(hashes: Buffer): void {
+    for (let unit = 0; unit < hashes.length / hashBytes; unit++) {
+      const key = hashes.toString("latin1", unit * hashBytes, (unit + 1) * hashBytes);
+      if (!this.#places.has(key)) this.#places.set(key, this.former * 2 ** 32 + unit);
+    }
+  }
+
   find(hash: Buffer): Place | undefined {
     const place = this.#places.get(hash.toString("latin1"));
     return place === undefined ? undefined : { image: Math.floor(place / 2 ** 32), unit: place % 2 ** 32 };
   }
 
-  /** Units from a place on; beyond the image's end there are zeros. */
+  /** Units from a place on; beyond an image's end there are zeros. */
   async read({ image, unit }: Place, count: number): Promise<Buffer> {
     const whole = Buffer.alloc(count * pageBytes);
     const there = Math.max(0, Math.min(count, (this.#units[image] ?? 0) - unit));
+    if (image >= this.former && there < count)
+      throw new CloudletError("INTEGRITY", "what arrives of the running guest names something that this node does not have");
     if (there > 0) (await this.#readBytes(image, unit * pageBytes, there * pageBytes)).copy(whole);
     return whole;
   }

@@ -6,10 +6,11 @@ import { gunzip, gzip } from "node:zlib";
 import { z } from "zod";
 import { exists, readJson, writeDurably } from "../../../agent/durable.ts";
 import { CloudletError } from "../../../core/errors.ts";
-import type { CommonImages, Guest, Live, LiveArrival, LiveDeparture, Progress } from "../../types.ts";
+import type { CommonImages, FormerCopy, Guest, Live, LiveArrival, LiveDeparture, Progress } from "../../types.ts";
 import { probeAcceleration } from "../acceleration.ts";
 import { limitProcessor } from "../confinement.ts";
 import { createOverlay, diskInfo } from "../disks.ts";
+import { guestAgent } from "../guestAgent.ts";
 import { guestFiles, launchSchema, type Launch } from "../guestFiles.ts";
 import { isLive, launchProcess, openNic, withQmp, type Surroundings } from "../launch.ts";
 import { catchUpClock, end, settingsOf, start } from "../lifecycle.ts";
@@ -44,12 +45,12 @@ export function createLive(surroundings: () => Promise<Surroundings>): Live {
   return {
     shape: async (guest) => shapeOf(guest),
     diskBytes,
-    depart: async (guest, images, progress) => depart(guest, images, { around: await surroundings(), progress }),
+    depart: async (guest, known, progress) => depart(guest, known, { around: await surroundings(), progress }),
     stay,
-    receive: async (guest, { shape, images }, progress) =>
+    receive: async (guest, { shape, images, former }, progress) =>
       receive(
         guest,
-        { shape: parseShape(shape), images: [images.disk, ...(images.memory === undefined ? [] : [images.memory])] },
+        { shape: parseShape(shape), images: [images.disk, ...(images.memory === undefined ? [] : [images.memory])], former },
         { around: await surroundings(), progress },
       ),
     isWaiting,
@@ -91,15 +92,16 @@ async function diskBytes(guest: Guest): Promise<number> {
 
 async function depart(
   guest: Guest,
-  images: CommonImages,
+  { images, former }: { images: CommonImages; former: FormerCopy },
   { around, progress }: { around: Surroundings; progress: Progress },
 ): Promise<LiveDeparture> {
   // what an attempt has left that was cut off
   await stay(guest);
+  await trim(guest, progress.status);
   const views = await openViews([images.disk, ...(images.memory === undefined ? [] : [images.memory])], progress.signal);
   try {
     const { cores } = guest.spec.resources;
-    const departure = await Departure.open(guest, views.paths, { around, progress });
+    const departure = await Departure.open(guest, { paths: views.paths, former }, { around, progress });
     return {
       round: (signal) => departure.round(signal),
       remaining: (signal) => departure.remaining(signal),
@@ -117,6 +119,14 @@ async function depart(
     await stay(guest);
     throw error;
   }
+}
+
+/** Blocks that the guest has freed need not travel; where nobody in the guest answers, they do. */
+async function trim(guest: Guest, status: (text: string) => void): Promise<void> {
+  const agent = guestAgent(guestFiles(guest).guestAgent, guest.name);
+  if (!(await agent.ping(pingMillis))) return;
+  status(`${guest.name} gives back freed blocks`);
+  await agent.trim(trimMillis).catch(() => undefined);
 }
 
 async function stay(guest: Guest): Promise<void> {
@@ -138,7 +148,7 @@ async function stay(guest: Guest): Promise<void> {
 
 async function receive(
   guest: Guest,
-  { shape, images }: { shape: Shape; images: string[] },
+  { shape, images, former }: { shape: Shape; images: string[]; former: string },
   { around, progress }: { around: Surroundings; progress: Progress },
 ): Promise<LiveArrival> {
   const accelerator = await mustFit(guest, shape);
@@ -160,8 +170,9 @@ async function receive(
     const nic = await openNic(guest, launch, around);
     await launchProcess(guest, launch, { around, nic, incoming: "defer" });
     if (launch.inside !== undefined && nic.namespace !== undefined) await answerDhcp(guest, launch.inside);
-    const arrival = await Arrival.open(guest, views.paths, around);
+    const arrival = await Arrival.open(guest, { images: views.paths, former }, { around, signal: progress.signal });
     return {
+      has: arrival.has,
       take: (records) => arrival.take(records),
       finish: (signal) => arrival.finish(signal),
       close: () => arrival.close().finally(() => views.close()),
@@ -189,6 +200,8 @@ async function seedOf(files: ReturnType<typeof guestFiles>, { inside }: Launch):
 }
 
 const cancelMillis = 30_000;
+const pingMillis = 1_000;
+const trimMillis = 30_000;
 /** QEMU's versions that count what is left as 7.2 does. */
 const [oldest, newest] = [
   [6, 2],
