@@ -1,0 +1,65 @@
+// Pulumi's language host for Node.js as far as tests need it, since the real one cannot be built here: Pulumi's own command
+// starts it, and programs run by the SDK's own `cmd/run`, as they do there.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { Server, ServerCredentials, type handleUnaryCall } from "@grpc/grpc-js";
+import languagePb from "@pulumi/pulumi/proto/language_pb.js";
+import type { RunRequest, RunResponse } from "@pulumi/pulumi/proto/language_pb.js";
+import services from "@pulumi/pulumi/proto/language_grpc_pb.js";
+import pluginPb from "@pulumi/pulumi/proto/plugin_pb.js";
+import type { PluginInfo } from "@pulumi/pulumi/proto/plugin_pb.js";
+
+const engine = process.argv.at(-1) ?? "";
+/** What the SDK's runner exits with when the user has been told already. */
+const told = 32;
+
+const run: handleUnaryCall<RunRequest, RunResponse> = ({ request }, callback) => {
+  runProgram(request).then(
+    (response) => callback(null, response),
+    (error: unknown) => callback({ details: String(error) }),
+  );
+};
+const getPluginInfo: handleUnaryCall<unknown, PluginInfo> = (_call, callback) => {
+  const info = new pluginPb.PluginInfo();
+  info.setVersion("0.0.0");
+  callback(null, info);
+};
+
+// it must not outlive an engine that was killed
+process.stdin.resume().on("end", () => process.exit(0));
+const server = new Server({ "grpc.max_receive_message_length": -1 });
+server.addService(services.LanguageRuntimeService, { run, getPluginInfo });
+server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, port) => {
+  if (error) throw error;
+  console.log(port);
+});
+
+async function runProgram(request: RunRequest): Promise<RunResponse> {
+  const program = join(request.getPwd(), "x");
+  const settings = {
+    monitor: request.getMonitorAddress(),
+    engine,
+    organization: request.getOrganization(),
+    project: request.getProject(),
+    stack: request.getStack(),
+    pwd: request.getPwd(),
+    parallel: String(request.getParallel()),
+    "dry-run": String(request.getDryrun()),
+  };
+  const args = Object.entries(settings).map(([name, value]) => `--${name}=${value}`);
+  const child = spawn(process.execPath, [createRequire(program).resolve("@pulumi/pulumi/cmd/run"), ...args, request.getProgram()], {
+    stdio: ["ignore", "inherit", "inherit"],
+    env: {
+      ...process.env,
+      PULUMI_CONFIG: JSON.stringify(Object.fromEntries(request.getConfigMap().entries())),
+      PULUMI_CONFIG_SECRET_KEYS: JSON.stringify(request.getConfigsecretkeysList()),
+    },
+  });
+  const [code] = (await once(child, "exit")) as [number | null];
+  const response = new languagePb.RunResponse();
+  if (code === told) response.setBail(true);
+  else if (code !== 0) response.setError(`the program ended with ${code}`);
+  return response;
+}
