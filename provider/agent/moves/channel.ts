@@ -6,6 +6,7 @@ import { z } from "zod";
 import { CloudletError, codeOf, errorCodes, type ErrorCode } from "../../core/errors.ts";
 import { dialPinned } from "../pinnedTls.ts";
 import { jobErrorSchema, type MoveTarget } from "../protocol.ts";
+import { takenSchema } from "./wire.ts";
 
 const answerMillis = 10_000;
 /** A body of which no byte gets away for this long has lost its link. */
@@ -83,7 +84,7 @@ export class MoveChannel {
     }
   }
 
-  /** Streams a body, counting what is really sent. */
+  /** Streams a body, counting what is really sent. The answer may say how long the target was busy after all had come. */
   async stream(path: string, body: Readable, call: Pick<Call, "signal" | "timeoutMillis"> = {}): Promise<void> {
     let written = performance.now();
     const response = await this.#send({ method: "PUT", path, ...call }, async (outgoing) => {
@@ -103,9 +104,10 @@ export class MoveChannel {
       written = performance.now();
     });
     const text = await textOf(response);
-    // what the kernel had taken was not on the other side yet
-    this.linkMillis += performance.now() - written;
     if ((response.statusCode ?? 0) >= 400) throw remoteError(this.#target.node, response.statusCode ?? 0, text);
+    const { busyMillis } = takenSchema.parse(JSON.parse(text || "{}"));
+    // what the kernel had taken was not on the other side yet
+    this.linkMillis += Math.max(0, performance.now() - written - busyMillis);
   }
 
   close(): void {

@@ -23,6 +23,7 @@ import {
   type LiveStart,
   type Activated,
   type Activation,
+  type Taken,
 } from "./wire.ts";
 
 /** What the data port asks of the agent; `authorize` says whether this token was handed out for this cloudlet. */
@@ -39,7 +40,7 @@ export interface Receiver {
   activate(id: string, activation: Activation): Promise<Activated>;
   /** Returns what is here of it from before, as base64 in the driver's own words. */
   beginLive(id: string, start: LiveStart): Promise<{ has: string }>;
-  takeRound(id: string, round: number, body: Readable): Promise<void>;
+  takeRound(id: string, round: number, body: Readable): Promise<Taken>;
   endLive(id: string): Promise<void>;
   complete(id: string, completion: Completion): Promise<void>;
 }
@@ -196,11 +197,11 @@ function blobOf({ pathname }: URL): string | undefined {
 }
 
 /** Without this a link that was cut in the middle of a body would hold its receiver for good. */
-async function whileHeard(incoming: IncomingMessage, receive: () => Promise<void>): Promise<void> {
+async function whileHeard<T>(incoming: IncomingMessage, receive: () => Promise<T>): Promise<T> {
   const lost = (): void => void incoming.destroy(new CloudletError("UNREACHABLE", "the sender fell silent"));
   incoming.socket.setTimeout(silenceMillis, lost);
   try {
-    await receive();
+    return await receive();
   } finally {
     incoming.socket.setTimeout(0).removeListener("timeout", lost);
   }

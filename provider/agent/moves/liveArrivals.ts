@@ -53,13 +53,15 @@ export class LiveArrivals {
     return arrival.has;
   }
 
-  /** Anything that goes wrong ends it: a stream has an order, and nothing of it comes twice. */
-  async take(id: string, round: number, body: Readable): Promise<void> {
+  /** Anything that goes wrong ends it: a stream has an order, and nothing of it comes twice. Returns how long it took after all had come. */
+  async take(id: string, round: number, body: Readable): Promise<number> {
     const session = this.#sessions.get(id);
     if (session === undefined || session.busy || round !== session.rounds)
       throw new CloudletError("CONFLICT", `round ${String(round)} of ${id} is not what is expected here`, { fix: "run `pulumi up` again" });
     clearTimeout(session.timer);
     session.busy = true;
+    let came = performance.now();
+    body.once("end", () => (came = performance.now()));
     try {
       await decompressTo(body, (plain) => session.arrival.take(hashed(plain, session.hash)));
       session.rounds++;
@@ -69,6 +71,7 @@ export class LiveArrivals {
     }
     session.busy = false;
     this.#watch(id, session);
+    return performance.now() - came;
   }
 
   /** From now on it outlives this agent. Its seal is the digest of all that came. */

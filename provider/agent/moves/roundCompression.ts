@@ -7,12 +7,16 @@ import { CloudletError } from "../../core/errors.ts";
 /** Pages that were on the disk before, or are in memory twice, are far apart in the stream. */
 const windowLog = 27;
 const sampleMillis = 100;
+/** What takes little room must not wait for more: with threads of its own zstd gives out nothing before it has seen megabytes. */
+const atOnce = "--single-thread";
 /** Linux counts processor time in hundredths of a second. */
 const tickMillis = 10;
 
 /** One zstd stream over all that a round sends; its end flushes it. */
 export function compressRound(records: AsyncIterable<Buffer>, level: number): { stream: Readable; processorMillis(): number } {
-  const child = spawn("zstd", [`-${String(level)}`, `--long=${String(windowLog)}`, "-c", "-q"], { stdio: ["pipe", "pipe", "ignore"] });
+  const child = spawn("zstd", [`-${String(level)}`, `--long=${String(windowLog)}`, "-c", "-q", atOnce], {
+    stdio: ["pipe", "pipe", "ignore"],
+  });
   let millis = 0;
   const look = (): void => void (millis = Math.max(millis, processorMillisOf(child.pid)));
   const timer = setInterval(look, sampleMillis);

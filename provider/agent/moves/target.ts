@@ -15,7 +15,7 @@ import { LiveArrivals } from "./liveArrivals.ts";
 import { makeArrived, takeSizes, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
 import { blobsOfSpec, checkPrepare, makeRoom, ownAddresses } from "./reservation.ts";
-import type { Activated, Activation, Arrival, Completion, LiveStart } from "./wire.ts";
+import type { Activated, Activation, Arrival, Completion, LiveStart, Taken } from "./wire.ts";
 
 /** What a target gets done, in this order. */
 export const arrivalSteps = ["supplied", "begun", "received", "made", "sealed", "owned", "activated", "up", "ready", "completed"] as const;
@@ -237,9 +237,10 @@ export class MoveTarget implements Receiver {
     });
   }
 
-  async takeRound(id: string, round: number, body: Readable): Promise<void> {
-    await this.#live.take(id, round, body);
+  async takeRound(id: string, round: number, body: Readable): Promise<Taken> {
+    const busyMillis = await this.#live.take(id, round, body);
     this.#options.onStep("received");
+    return { busyMillis };
   }
 
   /** The source has taken its guest back, or has heard that this node has given it up. */

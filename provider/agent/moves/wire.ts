@@ -28,6 +28,9 @@ export type Activated = z.infer<typeof activatedSchema>;
 /** A running guest, in its driver's own words, and the sizes of the cloudlet's volumes in MiB. */
 export const liveSchema = z.object({ shape: z.string().max(32 * 1024 * 1024), volumes: z.array(z.int()) });
 export type LiveStart = z.infer<typeof liveSchema>;
+/** How long the target was still busy with a body when all of it had come. */
+export const takenSchema = z.object({ busyMillis: z.number().default(0) });
+export type Taken = z.infer<typeof takenSchema>;
 export const completeSchema = z.object({
   report: moveReportSchema,
   /** Everything that is known of the cloudlet's handoffs, this one included. */
@@ -45,7 +48,7 @@ export type Completion = z.infer<typeof completeSchema>;
  *   PUT  /v1/recipes            recipes -> missing digests
  *   PUT  /v1/pieces             zstd stream of frames
  *   POST /v1/live               a running guest will come: start its QEMU, which waits; 200 with what is here of it from before
- *   PUT  /v1/rounds/N           zstd stream of the driver's records; 200 once all of it is in place
+ *   PUT  /v1/rounds/N           zstd stream of the driver's records; 200 and Taken once all of it is in place
  *   DELETE /v1/live             nothing more will come, whatever has
  *   POST /v1/seal               verify everything, make the stopped guest; of a live one: it is loaded and would run
  *   POST /v1/activate           own the epoch, start; 200 at once, then watch the arrival; or the epoch is given up

@@ -15,13 +15,15 @@ import { NbdClient } from "./nbdClient.ts";
 import { addGuard, offerDisk, removeGuard, serveDisks, stopServing, withdrawDisk } from "./qmpLive.ts";
 import { pageBytes } from "./ramStream.ts";
 import { RamWriter } from "./ramWriter.ts";
-import { RecordReader, type LiveRecord } from "./records.ts";
+import { RecordReader, type LiveRecord, type Place } from "./records.ts";
 import { UnitFile } from "./unitFile.ts";
 
 const connectMillis = 10_000;
 const loadMillis = 120_000;
 /** Read from an image at once. */
 const mostUnits = 256;
+/** Given to QEMU at once. */
+const sectionBytes = 1024 * 1024;
 
 interface ArrivalParts {
   guest: Guest;
@@ -148,7 +150,7 @@ export class Arrival {
         await this.#disk(record.disk).zeros(record.unit * pageBytes, record.count * pageBytes);
         return false;
       case "C":
-        for (const { data, at } of await this.#fromImage(record)) await this.#disk(record.disk).write((record.unit + at) * pageBytes, data);
+        for (const { data, at } of this.#fromImage(record)) await this.#disk(record.disk).write((record.unit + at) * pageBytes, data);
         return false;
       case "E":
         if (record.round !== this.#rounds++) throw this.#damaged(`ends as round ${String(record.round)}`);
@@ -157,21 +159,18 @@ export class Arrival {
   }
 
   async #referred(record: LiveRecord & { letter: "R" }): Promise<false> {
-    for (const { data, at } of await this.#fromImage(record)) {
+    for (const { data, at } of this.#fromImage(record)) {
       for (let offset = 0; offset < data.length; offset += pageBytes)
         this.#ram.page(record.block, record.unit + at + offset / pageBytes, data.subarray(offset, offset + pageBytes));
-      await this.#flushPages();
+      if (this.#ram.bytes >= sectionBytes) await this.#flushPages();
     }
     return false;
   }
 
-  async #fromImage({ count, place }: { count: number; place: { image: number; unit: number } }): Promise<{ data: Buffer; at: number }[]> {
-    const found: { data: Buffer; at: number }[] = [];
+  *#fromImage({ count, place }: { count: number; place: Place }): Generator<{ data: Buffer; at: number }> {
     for (let at = 0; at < count; at += mostUnits) {
-      const data = await this.#parts.images.read({ ...place, unit: place.unit + at }, Math.min(mostUnits, count - at));
-      found.push({ data, at });
+      yield { data: this.#parts.images.read({ ...place, unit: place.unit + at }, Math.min(mostUnits, count - at)), at };
     }
-    return found;
   }
 
   async #flushPages(): Promise<void> {

@@ -4,12 +4,12 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { CloudletError } from "../../../core/errors.ts";
-import type { FormerCopy, Guest, LiveRound, Progress } from "../../types.ts";
+import type { Guest, LiveRound, Progress } from "../../types.ts";
 import { guestFiles } from "../guestFiles.ts";
 import type { Surroundings } from "../launch.ts";
 import { connectQmp, type Qmp } from "../qmp.ts";
 import { DiskRounds } from "./diskRounds.ts";
-import { Images } from "./images.ts";
+import type { Images } from "./images.ts";
 import { makePlace } from "./place.ts";
 import { hashOf, PageTable, zeroHash } from "./pageTable.ts";
 import { addGuard, guardedMigration, letSwitchOver, queryMigration, serveDisks, setPace, type Migration } from "./qmpLive.ts";
@@ -62,15 +62,12 @@ export class Departure {
 
   static async open(
     guest: Guest,
-    { paths, former }: { paths: readonly string[]; former: FormerCopy },
+    { images, former }: { images: Images; former: string },
     { around, progress }: { around: Surroundings; progress: Progress },
   ): Promise<Departure> {
     const place = await makePlace(guest, around.confinement);
     const { user } = around.confinement;
-    const known = await Images.open(paths);
-    await known.index(paths, progress.signal);
-    known.addFormer(former.onTarget);
-    const kept = await UnitFile.fresh(former.path);
+    const kept = await UnitFile.fresh(former);
     const qmp = await connectQmp(guestFiles(guest).qmp, { guest: guest.name, deadlines: { "migrate-continue": switchMillis } });
     const server = createServer();
     try {
@@ -85,10 +82,10 @@ export class Departure {
       await addGuard(qmp);
       const connected = firstConnection(server, progress.signal);
       await guardedMigration(qmp, path);
-      return new Departure({ guest, qmp, place, socket: await connected, images: known, disks, kept });
+      return new Departure({ guest, qmp, place, socket: await connected, images, disks, kept });
     } catch (error) {
       qmp.close();
-      await known.close();
+      await images.close();
       await kept.close();
       await rm(place, { recursive: true, force: true });
       throw error;
@@ -292,7 +289,7 @@ export class Departure {
       const place = this.#known(hashOf(one), one);
       if (place === undefined) continue;
       this.#plain(disk, unit + begun, data.subarray(begun * pageBytes, at * pageBytes));
-      this.#records.diskCopy(disk, { unit: unit + at, count: 1 }, place);
+      this.#records.diskCopy(disk, unit + at, place);
       begun = at + 1;
     }
     this.#plain(disk, unit + begun, data.subarray(begun * pageBytes));

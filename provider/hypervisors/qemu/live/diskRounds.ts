@@ -4,7 +4,7 @@ import { bitmapsOf, nextBitmaps, offerDisk, removeBitmap, withdrawDisk } from ".
 import { pageBytes } from "./ramStream.ts";
 
 const prefix = "live-";
-const readBytes = 256 * 1024;
+const readBytes = 1024 * 1024;
 const dirtyFlag = 1;
 /** What a disk has of its own. For a disk over an image: what is allocated in the guest's layer; else whatever is neither hole nor zeros. */
 const firstContexts = {

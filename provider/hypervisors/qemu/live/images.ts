@@ -1,4 +1,6 @@
+import { readSync } from "node:fs";
 import { open, type FileHandle } from "node:fs/promises";
+import { setImmediate } from "node:timers/promises";
 import { hashBytes, hashOf, zeroHash } from "./pageTable.ts";
 import { pageBytes } from "./ramStream.ts";
 import type { Place } from "./records.ts";
@@ -36,14 +38,30 @@ export class Images {
     return new Images(files, { units, former: paths.length });
   }
 
-  /** Reads everything once, so that contents are found again. */
-  async index(paths: readonly string[], signal: AbortSignal): Promise<void> {
+  /** Such that contents are found, also what the target has besides. */
+  static async indexed(paths: readonly string[], onTarget: Buffer, signal: AbortSignal): Promise<Images> {
+    const images = await Images.open(paths);
+    try {
+      await images.#index(paths, signal);
+      images.addFormer(onTarget);
+      return images;
+    } catch (error) {
+      await images.close();
+      throw error;
+    }
+  }
+
+  /** Reads everything once. */
+  async #index(paths: readonly string[], signal: AbortSignal): Promise<void> {
     let units = 0;
-    for (const [image, path] of paths.entries()) {
+    // memory, which comes last, first: its pages are where the guest has them, one after the other, and those of files in its cache are not
+    for (const [image, path] of [...paths.entries()].reverse()) {
       for (const { start, end } of await dataRanges(path, signal)) {
         for (let at = start; at < end && units < mostUnits; at += readBytes) {
           signal.throwIfAborted();
-          const data = await this.#readBytes(image, at, Math.min(readBytes, end - at));
+          // others have their turn meanwhile: this may be gigabytes
+          await setImmediate();
+          const data = this.#readBytes(image, at, Math.min(readBytes, end - at));
           for (let offset = 0; offset + pageBytes <= data.length; offset += pageBytes) {
             const hash = hashOf(data.subarray(offset, offset + pageBytes));
             if (hash.equals(zeroHash)) continue;
@@ -76,25 +94,25 @@ export class Images {
   }
 
   /** Units from a place on; beyond an image's end there are zeros. */
-  async read({ image, unit }: Place, count: number): Promise<Buffer> {
-    const whole = Buffer.alloc(count * pageBytes);
+  read({ image, unit }: Place, count: number): Buffer {
     const there = Math.max(0, Math.min(count, (this.#units[image] ?? 0) - unit));
     if (image >= this.former && there < count)
       throw new CloudletError("INTEGRITY", "what arrives of the running guest names something that this node does not have");
-    if (there > 0) (await this.#readBytes(image, unit * pageBytes, there * pageBytes)).copy(whole);
-    return whole;
+    const data = this.#readBytes(image, unit * pageBytes, there * pageBytes);
+    return there === count ? data : Buffer.concat([data], count * pageBytes);
   }
 
   async close(): Promise<void> {
     for (const file of this.#files) await file.close();
   }
 
-  async #readBytes(image: number, offset: number, length: number): Promise<Buffer> {
+  /** At once: tens of thousands of small pieces, most of which the kernel has at hand, would each wait for another thread. */
+  #readBytes(image: number, offset: number, length: number): Buffer {
     const data = Buffer.allocUnsafe(length);
     const file = this.#files[image];
     let filled = 0;
     while (file !== undefined && filled < length) {
-      const { bytesRead } = await file.read(data, filled, length - filled, offset + filled);
+      const bytesRead = readSync(file.fd, data, filled, length - filled, offset + filled);
       if (bytesRead === 0) break;
       filled += bytesRead;
     }

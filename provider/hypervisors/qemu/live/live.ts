@@ -19,6 +19,7 @@ import { queryStatus, resume } from "../qmpCommands.ts";
 import { openRawView, type RawView } from "../rawView.ts";
 import { Arrival } from "./arrival.ts";
 import { Departure } from "./departure.ts";
+import { Images } from "./images.ts";
 import { removePlaces } from "./place.ts";
 import { isLiveBitmap } from "./diskRounds.ts";
 import { bitmapsOf, cancelLive, queryMigration, removeBitmap, removeGuard, stopServing } from "./qmpLive.ts";
@@ -97,11 +98,13 @@ async function depart(
 ): Promise<LiveDeparture> {
   // what an attempt has left that was cut off
   await stay(guest);
-  await trim(guest, progress.status);
+  const trimmed = trim(guest, progress.status);
   const views = await openViews([images.disk, ...(images.memory === undefined ? [] : [images.memory])], progress.signal);
   try {
     const { cores } = guest.spec.resources;
-    const departure = await Departure.open(guest, { paths: views.paths, former }, { around, progress });
+    const known = await Images.indexed(views.paths, former.onTarget, progress.signal);
+    await trimmed;
+    const departure = await Departure.open(guest, { images: known, former: former.path }, { around, progress });
     return {
       round: (signal) => departure.round(signal),
       remaining: (signal) => departure.remaining(signal),

@@ -6,6 +6,8 @@ export class RamWriter {
   readonly #names: readonly string[];
   #last = -1;
   #parts: Buffer[] = [];
+  /** Of the pages since the last time. */
+  bytes = 0;
 
   constructor(section: number, names: readonly string[]) {
     this.#section = section;
@@ -26,6 +28,7 @@ export class RamWriter {
     this.#last = block;
     this.#parts.push(head);
     if (data !== undefined) this.#parts.push(data);
+    this.bytes += head.length + (data?.length ?? 0);
   }
 
   /** The pages since the last time, as a section of their own. */
@@ -34,7 +37,7 @@ export class RamWriter {
     const end = Buffer.alloc(8);
     end.writeUInt32BE(flags.endOfSection, 4);
     const whole = Buffer.concat([sectionHead(marks.part, this.#section), ...this.#parts, end, sectionHead(marks.footer, this.#section)]);
-    this.#parts = [];
+    [this.#parts, this.bytes] = [[], 0];
     return whole;
   }
 }

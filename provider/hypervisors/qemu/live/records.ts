@@ -34,7 +34,7 @@ export class RecordWriter {
   #segment = Buffer.allocUnsafe(segmentBytes);
   #used = 0;
   #full: Buffer[] = [];
-  #run: { letter: "Z" | "R"; block: number; unit: number; count: number; place: Place } | undefined;
+  #run: { letter: "Z" | "R" | "C"; block: number; unit: number; count: number; place: Place } | undefined;
 
   map(map: RamMap): void {
     this.#payload("B", Buffer.from(JSON.stringify(map)));
@@ -71,11 +71,8 @@ export class RecordWriter {
     this.#diskHead("H", disk, { unit, number: count });
   }
 
-  diskCopy(disk: number, at: { unit: number; count: number }, place: Place): void {
-    this.#endRun();
-    const head = this.#diskHead("C", disk, { unit: at.unit, number: at.count });
-    this.#segment.writeUInt8(place.image, head + 9);
-    this.#segment.writeUInt32BE(place.unit, head + 10);
+  diskCopy(disk: number, unit: number, place: Place): void {
+    this.#extend("C", { block: disk, unit }, place);
   }
 
   end(round: number): void {
@@ -95,7 +92,7 @@ export class RecordWriter {
     return full;
   }
 
-  #extend(letter: "Z" | "R", at: { block: number; unit: number }, place: Place): void {
+  #extend(letter: "Z" | "R" | "C", at: { block: number; unit: number }, place: Place): void {
     const run = this.#run;
     const follows =
       run !== undefined &&
@@ -122,12 +119,11 @@ export class RecordWriter {
     this.#segment.writeUInt32BE(run.place.unit, at + 10);
   }
 
-  #diskHead(letter: "D" | "H" | "C", disk: number, { unit, number }: { unit: number; number: number }): number {
+  #diskHead(letter: "D" | "H", disk: number, { unit, number }: { unit: number; number: number }): void {
     const at = this.#head(letter);
     this.#segment.writeUInt8(disk, at);
     this.#segment.writeUInt32BE(unit, at + 1);
     this.#segment.writeUInt32BE(number, at + 5);
-    return at;
   }
 
   #payload(letter: "B" | "V", bytes: Buffer): void {

@@ -25,7 +25,8 @@ describe("records of a running guest", () => {
   writer.referredPage(0, 23, { image: 1, unit: 5 });
   writer.disk(1, 3, disk);
   writer.diskZeros(1, 5, 4);
-  writer.diskCopy(0, { unit: 9, count: 2 }, { image: 0, unit: 77 });
+  writer.diskCopy(0, 9, { image: 0, unit: 77 });
+  writer.diskCopy(0, 10, { image: 0, unit: 78 });
   writer.end(0);
   const bytes = Buffer.concat(writer.take(true));
 
