@@ -212,6 +212,8 @@ export interface CloudletHandoffArgs {
   maxTotalSeconds?: pulumi.Input<number> | undefined;
   /** Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails. Default: "throttle". */
   onExceeded?: pulumi.Input<"throttle" | "proceed" | "abort"> | undefined;
+  /** Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them. */
+  preseed?: pulumi.Input<pulumi.Input<string>[]> | undefined;
 }
 
 export interface ReadyArgs {

@@ -1,5 +1,5 @@
 import type * as pulumi from "@pulumi/pulumi";
-import type { BaseArgs, ConnectionArgs, SourceArgs } from "./args.ts";
+import type { BaseArgs, CloudletHandoffArgs, ConnectionArgs, SourceArgs } from "./args.ts";
 import type {
   BaseImageInputs,
   CloudletInputs,
@@ -60,7 +60,7 @@ export interface VolumeArgs extends Omit<VolumeInputs, "hypervisor">, Pick<Reach
   hypervisor: HypervisorReference;
 }
 
-export interface CloudletArgs extends Omit<CloudletInputs, "cluster" | "hypervisor" | "volumes" | "base" | "overlay">, Reach {
+export interface CloudletArgs extends Omit<CloudletInputs, "cluster" | "hypervisor" | "volumes" | "base" | "overlay" | "handoff">, Reach {
   /** The EdgeCluster it belongs to, or its name. */
   cluster: EdgeClusterProperties | pulumi.Input<string>;
   /** The Hypervisor it runs on, or its id (`gw1/kvm`). A change moves the cloudlet with its state, in place. */
@@ -69,6 +69,15 @@ export interface CloudletArgs extends Omit<CloudletInputs, "cluster" | "hypervis
   base: BaseImageProperties | pulumi.Input<BaseArgs>;
   /** The Overlay it is synthesised from, or its digest. A change rebuilds the root in place; state files and volumes are kept. */
   overlay?: OverlayProperties | pulumi.Input<{ digest: pulumi.Input<string> }> | undefined;
+  /** How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved. */
+  handoff?: HandoffArgs | pulumi.Input<CloudletHandoffArgs> | undefined;
+  /** How to reach those of `handoff.preseed` that are given by id. */
+  preseedConnections?: pulumi.Input<SourceArgs>[] | undefined;
   /** Volumes attached to the cloudlet; they move with it. */
   volumes?: { volume: VolumeProperties | pulumi.Input<string>; path: pulumi.Input<string> }[] | undefined;
+}
+
+export interface HandoffArgs extends Omit<CloudletHandoffArgs, "preseed"> {
+  /** Hypervisors where it may be next, or their ids: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them. */
+  preseed?: HypervisorReference[] | undefined;
 }

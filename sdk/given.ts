@@ -1,5 +1,14 @@
 import * as pulumi from "@pulumi/pulumi";
-import type { BaseImageArgs, CloudletArgs, HypervisorArgs, HypervisorReference, OverlayArgs, Reach, VolumeArgs } from "./classArgs.ts";
+import type {
+  BaseImageArgs,
+  CloudletArgs,
+  HandoffArgs,
+  HypervisorArgs,
+  HypervisorReference,
+  OverlayArgs,
+  Reach,
+  VolumeArgs,
+} from "./classArgs.ts";
 import { baseInputs, overlayInputs, resourcesOf, sourcesInput } from "./givenImages.ts";
 import { defined, isResource } from "./arguments.ts";
 import type { NodeProperties } from "./properties.ts";
@@ -22,6 +31,7 @@ export function cloudletGiven(args: CloudletArgs): object {
     ...sourcesInput(base, overlay),
     cluster: isResource(cluster) ? cluster.name : cluster,
     hypervisor: hypervisorId(hypervisor),
+    ...handoffInputs(args),
     volumes: volumes?.map(({ volume, path }) => ({ volume: isResource(volume) ? volume.name : volume, path })),
   };
 }
@@ -33,11 +43,10 @@ export function volumeGiven(args: VolumeArgs): object {
 
 export function baseImageGiven(args: BaseImageArgs): object {
   const { nodes = [], connections = [], memory } = args;
-  const reaches = nodes.flatMap((node) => (isResource(node) ? [{ hypervisor: hypervisorId(node), ...reachByHypervisor(node) }] : []));
   return {
     ...defined(args),
     nodes: nodes.map(hypervisorId),
-    connections: [...reaches, ...connections],
+    connections: [...reachesOf(nodes), ...connections],
     ...(memory && { memory: { ...memory, ...(memory.builder !== undefined && { builder: hypervisorId(memory.builder) }) } }),
   };
 }
@@ -51,6 +60,27 @@ export function overlayGiven(args: OverlayArgs): object {
     ...sourcesInput(base, undefined),
     builder: hypervisorId(builder),
   };
+}
+
+/** Hypervisors among the arguments of a handoff become ids, and beside them how to reach them. */
+function handoffInputs({ handoff, preseedConnections = [] }: CloudletArgs): object {
+  if (!isPlain(handoff)) return {};
+  const { preseed } = handoff;
+  if (preseed === undefined) return {};
+  return {
+    handoff: { ...handoff, preseed: preseed.map(hypervisorId) },
+    preseedConnections: [...reachesOf(preseed), ...preseedConnections],
+  };
+}
+
+/** Whether its parts can be looked at already. */
+function isPlain(handoff: CloudletArgs["handoff"]): handoff is HandoffArgs {
+  return handoff !== undefined && !pulumi.Output.isInstance(handoff) && !(handoff instanceof Promise);
+}
+
+/** How to reach those that are given as resources. */
+function reachesOf(hypervisors: readonly HypervisorReference[]): object[] {
+  return hypervisors.flatMap((given) => (isResource(given) ? [{ hypervisor: hypervisorId(given), ...reachByHypervisor(given) }] : []));
 }
 
 /** An id in plain sight, so that a preview can show where something is; what may be secret travels in `connection`. */

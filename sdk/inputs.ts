@@ -89,7 +89,7 @@ export interface CloudletInputs {
   volumes?: pulumi.Input<pulumi.Input<CloudletVolumeArgs>[]> | undefined;
   /** Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind. */
   stateFiles?: pulumi.Input<pulumi.Input<string>[]> | undefined;
-  /** What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved. */
+  /** How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved. */
   handoff?: pulumi.Input<CloudletHandoffArgs> | undefined;
   /** How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any. */
   ready?: pulumi.Input<ReadyArgs> | undefined;

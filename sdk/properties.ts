@@ -21,6 +21,7 @@ import type {
   CloudletHandoff,
   Ready,
   CloudletProvision,
+  CloudletPreseeded,
   LastMove,
   BaseImageMemory,
   BaseImagePlacement,
@@ -141,8 +142,10 @@ export interface CloudletProperties extends pulumi.CustomResource {
   readonly volumes: pulumi.Output<CloudletVolume[]>;
   /** Paths in the cloudlet that make up its state; they survive a new base and a move to a hypervisor of the other kind. */
   readonly stateFiles: pulumi.Output<string[]>;
-  /** What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved. */
+  /** How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved. */
   readonly handoff: pulumi.Output<CloudletHandoff>;
+  /** How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named. */
+  readonly preseedConnections: pulumi.Output<Source[]>;
   /** How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any. */
   readonly ready: pulumi.Output<Ready | undefined>;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
@@ -161,6 +164,8 @@ export interface CloudletProperties extends pulumi.CustomResource {
   readonly accelerator: pulumi.Output<"kvm" | "tcg" | "none">;
   /** How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes. */
   readonly provision: pulumi.Output<CloudletProvision | undefined>;
+  /** Where its base, build and overlay are beforehand, and what that cost. */
+  readonly preseeded: pulumi.Output<CloudletPreseeded[]>;
   /** The last move: what was sent, and how long the application was away. */
   readonly lastMove: pulumi.Output<LastMove | undefined>;
 }
@@ -314,7 +319,7 @@ export const traits = {
     secretOutputs: [],
   },
   Cloudlet: {
-    outputs: ["endpoint", "address", "node", "status", "imageDigest", "accelerator", "provision", "lastMove"],
+    outputs: ["endpoint", "address", "node", "status", "imageDigest", "accelerator", "provision", "preseeded", "lastMove"],
     secrets: [
       ["connection", "password"],
       ["connection", "privateKey"],
@@ -328,6 +333,12 @@ export const traits = {
       ["sources", "*", "connection", "proxy", "password"],
       ["sources", "*", "connection", "proxy", "privateKey"],
       ["sources", "*", "connection", "proxy", "privateKeyPassword"],
+      ["preseedConnections", "*", "connection", "password"],
+      ["preseedConnections", "*", "connection", "privateKey"],
+      ["preseedConnections", "*", "connection", "privateKeyPassword"],
+      ["preseedConnections", "*", "connection", "proxy", "password"],
+      ["preseedConnections", "*", "connection", "proxy", "privateKey"],
+      ["preseedConnections", "*", "connection", "proxy", "privateKeyPassword"],
     ],
     secretOutputs: [],
   },

@@ -256,6 +256,8 @@ export interface CloudletHandoff {
   maxTotalSeconds: number;
   /** Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails. Default: "throttle". */
   onExceeded: "throttle" | "proceed" | "abort";
+  /** Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them. */
+  preseed: string[];
 }
 
 export interface Ready {
@@ -290,6 +292,17 @@ export interface CloudletProvision {
   bytesAvoided: number;
   /** Whether every byte that was used had been compared with its digest. */
   verified: boolean;
+}
+
+export interface CloudletPreseeded {
+  /** Bytes that were sent to it. */
+  bytesTransferred: number;
+  /** Bytes that it had already. */
+  bytesAvoided: number;
+  /** How long that took, at low priority. */
+  totalMillis: number;
+  /** One of `handoff.preseed`. */
+  hypervisor: string;
 }
 
 export interface LastMove {

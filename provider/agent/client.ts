@@ -6,11 +6,11 @@ import { CloudletError, codeOf, errorCodes } from "../core/errors.ts";
 import type { ErrorCode } from "../core/errors.ts";
 import type { Rest, RestRequest, RestResponse } from "../transport/types.ts";
 import type { AgentClient, CallOptions } from "./clientTypes.ts";
+import { factsSchema } from "./factsProtocol.ts";
 import { handoffSchema } from "./handoffProtocol.ts";
 import {
   agentRestarted,
   execResultSchema,
-  factsSchema,
   guestName,
   hypervisorStatusSchema,
   imageStatusSchema,
@@ -19,6 +19,7 @@ import {
   jobErrorSchema,
   jobEventSchema,
   overlayStatusSchema,
+  preseedStatusSchema,
   verbs,
   volumeStatusSchema,
 } from "./protocol.ts";
@@ -79,12 +80,13 @@ export function createAgentClient(rest: Rest): AgentClient {
     getBlob: (digest, options) => getBlob(rest, digest, options),
     image: (name, owner, options) => orUndefined(get(rest, keptPath("images", name, owner), { schema: imageStatusSchema, options })),
     overlay: (name, owner, options) => orUndefined(get(rest, keptPath("overlays", name, owner), { schema: overlayStatusSchema, options })),
+    preseed: (id, owner, options) => orUndefined(get(rest, keptPath("preseeds", id, owner), { schema: preseedStatusSchema, options })),
     overlays: (options) => get(rest, "/v1/overlays", { schema: keptOverlaysSchema, options }),
     run: (verb, args, options) => runJob(rest, { verb, args }, options),
   };
 }
 
-function keptPath(what: "images" | "overlays", name: string, owner: string): string {
+function keptPath(what: "images" | "overlays" | "preseeds", name: string, owner: string): string {
   return `/v1/${what}/${encodeURIComponent(name)}?owner=${encodeURIComponent(owner)}`;
 }
 

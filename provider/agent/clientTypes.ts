@@ -1,15 +1,16 @@
 import type { Readable } from "node:stream";
+import type { Facts } from "./factsProtocol.ts";
 import type { Handoff } from "./handoffProtocol.ts";
 import type {
   AgentInfo,
   ExecRequest,
-  Facts,
   HypervisorStatus,
   ImageStatus,
   InstanceExecResult,
   InstanceStatus,
   JobEvent,
   OverlayStatus,
+  PreseedStatus,
   Verb,
   VerbArgs,
   VerbResult,
@@ -47,6 +48,8 @@ export interface AgentClient {
   /** What an owner keeps there under this name. */
   image(name: string, owner: string, options?: CallOptions): Promise<ImageStatus | undefined>;
   overlay(name: string, owner: string, options?: CallOptions): Promise<OverlayStatus | undefined>;
+  /** What was brought there for a cloudlet that may move there, while all of it is there. */
+  preseed(id: string, owner: string, options?: CallOptions): Promise<PreseedStatus | undefined>;
   /** Every overlay that the node keeps, whoever its owner is. */
   overlays(options?: CallOptions): Promise<KeptOverlayStatus[]>;
   /** Runs a verb as a job: attaches to a running job of the same id, follows its events over lost connections, rejects with the agent's CloudletError. */

@@ -4,7 +4,7 @@ import os from "node:os";
 import path from "node:path";
 import { z } from "zod";
 import { readJson, writeDurably } from "./durable.ts";
-import type { Facts } from "./protocol.ts";
+import type { Facts } from "./factsProtocol.ts";
 
 export interface FactsOptions {
   root: string;

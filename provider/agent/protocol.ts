@@ -35,27 +35,6 @@ export function guestName(id: string): string {
   return `${slug || "c"}-${createHash("sha256").update(id).digest("hex").slice(0, 8)}`;
 }
 
-// --- facts ---------------------------------------------------------------------------------------
-
-export const factsSchema = z.object({
-  hostname: z.string(),
-  machineId: z.string().describe("Identifies the machine: contents of /etc/machine-id, or the digest of the host key where there is none."),
-  os: z.object({ id: z.string(), version: z.string(), name: z.string() }),
-  kernel: z.string(),
-  architecture: z.string(),
-  cores: z.int(),
-  memoryMib: z.int(),
-  cpuModel: z.string(),
-  cpuFlags: z.array(z.string()),
-  disks: z.array(z.object({ mount: z.string(), totalMib: z.int(), freeMib: z.int() })),
-  virtualisation: z.object({
-    kvm: z.boolean().describe("True only when a guest really executed with hardware acceleration."),
-    reason: z.string(),
-  }),
-  systemd: z.boolean(),
-});
-export type Facts = z.infer<typeof factsSchema>;
-
 // --- hypervisor ------------------------------------------------------------------------------------
 
 export const kindSchema = z.enum(["kvm", "lxd"]);
@@ -193,6 +172,24 @@ export const imageStatusSchema = z.object({
 });
 export type ImageStatus = z.infer<typeof imageStatusSchema>;
 
+/** What of a cloudlet is on a node that it may move to: blobs and recombined overlay, held for it there. */
+export const preseedSpecSchema = z.object({
+  id: idSchema,
+  owner: z.string(),
+  base: digestSchema,
+  build: digestSchema.optional(),
+  overlay: digestSchema.optional(),
+});
+export type PreseedSpec = z.infer<typeof preseedSpecSchema>;
+
+/** What it cost to bring it there, the last time that something was missing. */
+export const preseedStatusSchema = z.object({
+  bytesTransferred: z.int().describe("Bytes that were sent to it."),
+  bytesAvoided: z.int().describe("Bytes that it had already."),
+  totalMillis: z.int().describe("How long that took, at low priority."),
+});
+export type PreseedStatus = z.infer<typeof preseedStatusSchema>;
+
 export const instanceSpecSchema = z.object({
   id: idSchema,
   owner: z.string().describe("project/stack that declared it."),
@@ -312,6 +309,9 @@ export const verbs = {
   "overlay.release": { args: kept, result: nothing },
   /** Compares the recombined images of an overlay with the digests that it was sealed with. */
   "overlay.verify": { args: z.object({ digest: digestSchema }), result: z.object({ bytes: z.int() }) },
+  /** On a node that a cloudlet may move to: take what is missing, slowly, and hold it for the cloudlet until it is released. */
+  "preseed.apply": { args: preseedSpecSchema.extend({ offers: z.array(offerSchema) }), result: preseedStatusSchema },
+  "preseed.release": { args: byIdAndOwner, result: nothing },
   /** On the target: reserve, open the data port, return what the source needs to connect. */
   "move.prepare": {
     args: z.object({ spec: instanceSpecSchema, epoch: z.int(), from: z.string() }),
@@ -391,6 +391,7 @@ export type InstanceExecResult = z.infer<typeof execResultSchema>;
  *   GET    /v1/blobs/DIGEST                 the bytes, 404
  *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
  *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404; without name and owner all that are kept, each with these
+ *   GET    /v1/preseeds/ID?owner=OWNER      PreseedStatus, 404 where anything of it is missing
  *   PUT    /v1/blobs/DIGEST                 body = bytes; verified, then visible; 201, or 422 INTEGRITY
  *   GET    /v1/jobs/JOB/events?from=SEQ     application/x-ndjson of JobEvent until the job has ended
  *   PUT    /v1/jobs/JOB                     JobRequest; attaches when JOB is running, else starts it

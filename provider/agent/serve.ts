@@ -11,6 +11,7 @@ import { dataPort, protocolVersion } from "./protocol.ts";
 import { recover } from "./recover.ts";
 import { createAgentServer } from "./server.ts";
 import type { Services } from "./services.ts";
+import { forgetUnfinished } from "./synthesis/preseeds.ts";
 import { collectLayers, referencedDigests } from "./synthesis/references.ts";
 import { verbTable } from "./verbs.ts";
 
@@ -38,6 +39,7 @@ export async function serve(services: Services, { root, socket, digest, log, onS
     info: () => ({ protocol: protocolVersion, digest, startedAt, jobs: jobs.running() }),
     facts: () => readFacts({ root, probeAcceleration }),
   });
+  await forgetUnfinished(services);
   await listen(server, socket);
   log(`agent ${digest.slice(0, 12)} listens on ${socket}`);
   const recovered = Promise.all([recover(services, { signal, status: log }), moves.resume(log)]).catch((error: unknown) => {

@@ -5,14 +5,16 @@ import { pipeline } from "node:stream/promises";
 import { z } from "zod";
 import { CloudletError } from "../core/errors.ts";
 import { sendFile } from "./blobResponse.ts";
+import type { Facts } from "./factsProtocol.ts";
 import { instanceExec, instanceLog, instanceStatus, instanceStatuses } from "./instances.ts";
 import { jobIdPattern, toJobError } from "./jobs.ts";
 import type { Jobs } from "./jobs.ts";
 import { digestSchema, execRequestSchema, idSchema, jobRequestSchema } from "./protocol.ts";
-import type { AgentInfo, Facts, JobEvent } from "./protocol.ts";
+import type { AgentInfo, JobEvent } from "./protocol.ts";
 import type { Services } from "./services.ts";
 import { imageStatus } from "./synthesis/images.ts";
 import { keptOverlayStatus } from "./synthesis/overlays.ts";
+import { preseedStatus } from "./synthesis/preseeds.ts";
 import { blobsOf } from "./synthesis/references.ts";
 import { workOf } from "./verbs.ts";
 import type { VerbTable } from "./verbs.ts";
@@ -69,6 +71,10 @@ const routes: Record<string, Handler> = {
   "GET /v1/overlays/NAME": async ({ services }, call) => {
     const { name, owner } = keptOf(call);
     return (await keptOverlayStatus(services, name, owner)) ?? missing(`overlay ${name} is not kept on this node`);
+  },
+  "GET /v1/preseeds/ID": async ({ services }, call) => {
+    const { name, owner } = keptOf(call);
+    return (await preseedStatus(services, name, owner)) ?? missing(`cloudlet ${name} is not preseeded on this node`);
   },
   "PUT /v1/blobs/DIGEST": async ({ services }, call) => {
     await services.store.put(digestOf(call), () => call.request, Number(call.request.headers["content-length"] ?? 0));

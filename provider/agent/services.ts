@@ -11,7 +11,7 @@ import type { HypervisorSpec } from "./protocol.ts";
 import { Records } from "./records.ts";
 import { Store } from "./store.ts";
 import type { Hydrating } from "./synthesis/hydrating.ts";
-import { Kept, keptImageSchema, keptOverlaySchema } from "./synthesis/kept.ts";
+import { Kept, keptImageSchema, keptOverlaySchema, keptPreseedSchema } from "./synthesis/kept.ts";
 import { Layers } from "./synthesis/layers.ts";
 import { Offers } from "./synthesis/offers.ts";
 import { StartQueue } from "./synthesis/startQueue.ts";
@@ -40,6 +40,8 @@ export interface Services {
   builds: Records;
   images: Kept<typeof keptImageSchema>;
   overlays: Kept<typeof keptOverlaySchema>;
+  /** What is held for cloudlets that may move here. */
+  preseeds: Kept<typeof keptPreseedSchema>;
   /** Host ports on which programs of the node itself listen. */
   usedPorts(protocol: "tcp" | "udp"): Promise<ReadonlySet<number>>;
 }
@@ -85,6 +87,7 @@ export async function createServices({ root, run, works, createDriver, createHyd
     formerCopies,
     images: new Kept(path.join(root, "kept", "images"), keptImageSchema),
     overlays: new Kept(path.join(root, "kept", "overlays"), keptOverlaySchema),
+    preseeds: new Kept(path.join(root, "kept", "preseeds"), keptPreseedSchema),
     usedPorts,
   };
   return services;

@@ -20,6 +20,7 @@ export class Store {
   readonly #directory: string;
   readonly #makeRoom: () => Promise<void>;
   readonly #arriving = new Map<string, Promise<void>>();
+  readonly #awaited = new Set<string>();
 
   /** `makeRoom` gives up what the node can do without, and is asked before anything is refused for lack of space. */
   constructor(directory: string, makeRoom: () => Promise<void> = () => Promise.resolve()) {
@@ -39,11 +40,27 @@ export class Store {
   async put(digest: string, open: () => Promise<Readable> | Readable, expectedBytes = 0): Promise<void> {
     digestSchema.parse(digest);
     // one that fails leaves the rest to try with their own source
-    for (let other = this.#arriving.get(digest); other !== undefined; other = this.#arriving.get(digest))
+    for (let other = this.#arriving.get(digest); other !== undefined; other = this.#arriving.get(digest)) {
+      this.#awaited.add(digest);
       await other.catch(() => undefined);
-    const arrival = this.#receive(digest, open, expectedBytes).finally(() => this.#arriving.delete(digest));
+    }
+    const arrival = this.#receive(digest, open, expectedBytes).finally(() => {
+      this.#arriving.delete(digest);
+      this.#awaited.delete(digest);
+    });
     this.#arriving.set(digest, arrival);
     return arrival;
+  }
+
+  /** Whether somebody waits for this digest while another brings it. */
+  isAwaited(digest: string): boolean {
+    return this.#awaited.has(digest);
+  }
+
+  /** Returns when nobody brings this digest just now, without being somebody who waits. */
+  async settled(digest: string): Promise<void> {
+    for (let other = this.#arriving.get(digest); other !== undefined; other = this.#arriving.get(digest))
+      await other.catch(() => undefined);
   }
 
   /** Takes over a file that was put together beside the store. */

@@ -9,6 +9,7 @@ import { buildOverlay } from "./synthesis/build.ts";
 import { fetchBlobs } from "./synthesis/fetch.ts";
 import { keepImage, releaseImage } from "./synthesis/images.ts";
 import { keepOverlay, releaseOverlay, verifyOverlay } from "./synthesis/overlays.ts";
+import { applyPreseed, releasePreseed } from "./synthesis/preseeds.ts";
 
 export interface VerbHandler<V extends Verb> {
   /** What it touches: verbs that share a key run one after the other. */
@@ -23,6 +24,8 @@ export type VerbTable = { [V in Verb]?: VerbHandler<V> };
 const instanceKey = ({ id }: { id: string }): string[] => [`instance:${id}`];
 
 const keptKey = ({ owner, name }: { owner: string; name: string }): string[] => [`kept:${owner}:${name}`];
+
+const preseedKey = ({ owner, id }: { owner: string; id: string }): string[] => [`preseed:${owner}:${id}`];
 
 /** What the agent does as a job. */
 export const verbTable: VerbTable = {
@@ -111,6 +114,14 @@ export const verbTable: VerbTable = {
     },
   },
   "overlay.verify": { keys: () => [], perform: verifyOverlay },
+  "preseed.apply": { keys: preseedKey, perform: applyPreseed },
+  "preseed.release": {
+    keys: preseedKey,
+    async perform(services, args, context) {
+      await releasePreseed(services, args, context);
+      return {};
+    },
+  },
   "image.keep": { keys: keptKey, perform: keepImage },
   "image.release": {
     keys: keptKey,

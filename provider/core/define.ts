@@ -98,6 +98,8 @@ export interface ResourceDefinition<Inputs extends Shape = Shape, Outputs extend
     old: (z.infer<Inputs> & Partial<z.infer<Outputs>>) | undefined,
     context: Context,
   ): Promise<Partial<z.infer<Outputs>> | void>;
+  /** Paths of inputs that apply need not bring about, where it warns of it: they show as changes until a later run has. */
+  mayLag?: readonly string[];
   /** Removes it; already gone is fine. */
   remove(have: z.infer<Inputs> & Partial<z.infer<Outputs>>, context: Context): Promise<void>;
 }

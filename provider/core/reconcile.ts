@@ -1,6 +1,6 @@
 import type { Context } from "./context.ts";
 import type { Adopted, ResourceDefinition } from "./define.ts";
-import { diffInputs } from "./diff.ts";
+import { diffInputs, withoutIgnored } from "./diff.ts";
 import { CloudletError, describeError } from "./errors.ts";
 import { fieldsOf } from "./fields.ts";
 import { knownFields } from "./values.ts";
@@ -91,7 +91,7 @@ async function reconcile(definition: ResourceDefinition, { id, inputs, old }: Ta
     throw new PartialFailure({ id, state: known }, [
       `${definition.token} "${id}" was applied and is not there; run \`pulumi up\` again [PARTIAL]`,
     ]);
-  const reasons = diffInputs(definition.inputs, observed, inputs).map(
+  const reasons = withoutIgnored(diffInputs(definition.inputs, observed, inputs), definition.mayLag ?? []).map(
     ({ path }) =>
       `${path} still differs from what was declared after it was applied; run \`pulumi up\` again, and read the node's log if it stays so [PARTIAL]`,
   );

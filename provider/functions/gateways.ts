@@ -1,5 +1,6 @@
 import { z } from "zod";
-import { factsSchema, hypervisorStatusSchema } from "../agent/protocol.ts";
+import { factsSchema } from "../agent/factsProtocol.ts";
+import { hypervisorStatusSchema } from "../agent/protocol.ts";
 import type { AgentClient } from "../agent/clientTypes.ts";
 import type { Context } from "../core/context.ts";
 import { defineFunction } from "../core/define.ts";

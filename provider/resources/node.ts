@@ -1,5 +1,5 @@
 import { z } from "zod";
-import { factsSchema } from "../agent/protocol.ts";
+import { factsSchema } from "../agent/factsProtocol.ts";
 import type { Context } from "../core/context.ts";
 import { defineResource, type Issue } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";

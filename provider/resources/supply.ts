@@ -15,7 +15,7 @@ export interface Wanted {
   givers: readonly Reach[];
 }
 
-const transferMillis = 3_600_000;
+export const transferMillis = 3_600_000;
 
 /** What a long call shows of itself. */
 export function follow({ signal, status }: Pick<Context, "signal" | "status">): CallOptions {

@@ -70,6 +70,22 @@ describe("the store", () => {
     await expect(new Store(root).put(digestText("base"), from("base"), 1e18)).rejects.toMatchObject({ code: "REFUSED" });
   });
 
+  it("knows whether somebody waits for what another one brings", async () => {
+    const store = new Store(root);
+    const digest = digestText("base");
+    let arrive: () => void = () => undefined;
+    const coming = new Promise<void>((resolve) => (arrive = resolve));
+    const first = store.put(digest, () => coming.then(from("base")));
+    const idle = store.settled(digest);
+    expect(store.isAwaited(digest)).toBe(false);
+    const second = store.put(digest, from("never asked"));
+    expect(store.isAwaited(digest)).toBe(true);
+    arrive();
+    await Promise.all([first, idle, second]);
+    expect(store.isAwaited(digest)).toBe(false);
+    expect(await store.has(digest)).toBe(true);
+  });
+
   it("never collects what is referenced and always collects the rest", async () => {
     await fc.assert(
       fc.asyncProperty(

@@ -1,7 +1,16 @@
 import { createHash } from "node:crypto";
 import { Readable } from "node:stream";
 import type { AgentClient } from "../../provider/agent/clientTypes.ts";
-import type { ImageStatus, InstanceStatus, Login, Offer, OverlayStatus, Verb, VerbArgs } from "../../provider/agent/protocol.ts";
+import type {
+  ImageStatus,
+  InstanceStatus,
+  Login,
+  Offer,
+  OverlayStatus,
+  PreseedStatus,
+  Verb,
+  VerbArgs,
+} from "../../provider/agent/protocol.ts";
 import type { Context, LocalBlob } from "../../provider/core/context.ts";
 import { CloudletError } from "../../provider/core/errors.ts";
 
@@ -15,6 +24,7 @@ export class FakeNode {
   readonly blobs = new Set<string>();
   readonly images = new Map<string, ImageStatus>();
   readonly overlays = new Map<string, OverlayStatus>();
+  readonly preseeds = new Map<string, PreseedStatus & { digests: string[] }>();
   /** What builds were given to log in with. */
   readonly logins: Login[] = [];
   readonly instances = new Map<string, InstanceStatus>();
@@ -44,6 +54,8 @@ export class FakeNode {
       "overlay.build": (wanted) => this.#build(wanted),
       "overlay.keep": ({ name, owner, digest }) => this.#keepOverlay(name, owner, digest),
       "overlay.release": ({ name, owner }) => void this.overlays.delete(`${owner} ${name}`),
+      "preseed.apply": (wanted) => this.#preseed(wanted),
+      "preseed.release": ({ id, owner }) => void this.preseeds.delete(`${owner} ${id}`),
       "instance.apply": ({ spec }) => void this.instances.set(spec.id, statusOf(spec)),
       "instance.remove": ({ id }) => void this.instances.delete(id),
     };
@@ -57,6 +69,17 @@ export class FakeNode {
     if (!from) throw new CloudletError("NOT_FOUND", "no offer has it");
     for (const digest of digests) this.blobs.add(digest);
     return { bytesTransferred: 1000, bytesAvoided: 0, from: [from.node] };
+  }
+
+  #preseed({ id, owner, base, build, overlay, offers }: VerbArgs<"preseed.apply">): PreseedStatus {
+    const digests = [base, build, overlay].flatMap((digest) => digest ?? []);
+    const missing = digests.filter((digest) => !this.blobs.has(digest));
+    const before = this.preseeds.get(`${owner} ${id}`);
+    if (before !== undefined && missing.length === 0) return before;
+    if (missing.length > 0) this.#fetch(missing, offers);
+    const cost = { bytesTransferred: 1000 * missing.length, bytesAvoided: 1000 * (digests.length - missing.length), totalMillis: 5 };
+    this.preseeds.set(`${owner} ${id}`, { ...cost, digests });
+    return cost;
   }
 
   #keepImage({ name, owner, digest, arrival }: VerbArgs<"image.keep">): ImageStatus {
@@ -162,6 +185,10 @@ export class FakeWorld {
       },
       image: (image: string, owner: string) => Promise.resolve(node.images.get(`${owner} ${image}`)),
       overlay: (overlay: string, owner: string) => Promise.resolve(node.overlays.get(`${owner} ${overlay}`)),
+      preseed: async (id: string, owner: string): Promise<PreseedStatus | undefined> => {
+        const { digests, ...cost } = node.preseeds.get(`${owner} ${id}`) ?? { digests: undefined };
+        return digests?.every((digest) => node.blobs.has(digest)) ? (cost as PreseedStatus) : undefined;
+      },
       instance: (id: string) => Promise.resolve(node.instances.get(id)),
       run: async (verb: Verb, args: never) => node.perform(verb, args),
     };

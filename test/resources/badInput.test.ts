@@ -11,6 +11,7 @@ type Inputs = Record<string, unknown>;
 const digest = "a".repeat(64);
 const connection = { host: "192.0.2.1" };
 const reach = { connection, nodeAddress: "192.0.2.1" };
+const next = { hypervisor: "gw2/kvm", ...reach };
 const owner = "project/dev";
 
 /** What an overlay of 256 MiB, saved on an emulated processor, says of itself. */
@@ -216,6 +217,15 @@ const bad: [type: Type, change: Inputs, path: string, words: RegExp, extra?: { o
     "handoff.maxDowntimeMillis",
     /longer than the whole move of 3 s/,
   ],
+  ["Cloudlet", { handoff: { preseed: ["gw2"] } }, "handoff.preseed[0]", /gw1\/kvm/],
+  ["Cloudlet", { handoff: { preseed: ["gw2/kvm"] } }, "handoff.preseed[0]", /how to reach it is not said/],
+  [
+    "Cloudlet",
+    { handoff: { preseed: ["gw1/kvm", "gw2/lxd"] }, preseedConnections: [next, { ...next, hypervisor: "gw1/kvm" }] },
+    "handoff.preseed[1]",
+    /runs on gw1\/kvm; name hypervisors of its kind/,
+  ],
+  ["Cloudlet", { handoff: { preseed: ["gw2/kvm", "gw2/kvm"] }, preseedConnections: [next] }, "handoff.preseed[1]", /once/],
   ["Cloudlet", { hypervisor: "gw1/lxd", handoff: { maxDowntimeMillis: 500 } }, "handoff", /kind "lxd" has no "live"/],
   ["Cloudlet", { overlay, hydrate: { timeoutSeconds: 0 } }, "hydrate.timeoutSeconds", /1/],
   ["Cloudlet", { overlay, hydrate: { onTimeout: "fail" } }, "hydrate.onTimeout", /boot/],

@@ -4,7 +4,8 @@ import { explainMove } from "../../provider/resources/cloudlet/move.ts";
 
 const report = { from: "gw0", to: "gw1", route: "direct", bytesAvoided: 0, totalMillis: 9_000, downtimeMillis: 400 } as const;
 const running = { hypervisor: "gw1/kvm", state: "running" } as const;
-const there = { hypervisor: "gw2/kvm", handoff: defaultBudget };
+const there = { hypervisor: "gw2/kvm", handoff: { ...defaultBudget, preseed: [] } };
+const preseeded = [{ hypervisor: "gw2/kvm", bytesTransferred: 16_000_000, bytesAvoided: 0, totalMillis: 9_000 }];
 
 describe("what a preview says of a move", () => {
   it.each([
@@ -23,16 +24,28 @@ describe("what a preview says of a move", () => {
       /\(live, about 66 MB\)/,
     ],
     [
+      "that the target has its base, so that less may be sent than the last time",
+      { ...running, preseeded, lastMove: { ...report, mode: "live", bytesSent: 65_400_001 } },
+      there,
+      /\(live, at most 66 MB\): .* goes on at gw2; its base is there already$/,
+    ],
+    [
+      "nothing of a node that has it, where it goes to another",
+      { ...running, preseeded },
+      { ...there, hypervisor: "gw3/kvm" },
+      /goes on at gw3$/,
+    ],
+    [
       "nothing about how much, where that one was cold",
       { ...running, lastMove: { ...report, mode: "cold", bytesSent: 9 } },
       there,
       /\(live\)/,
     ],
-    ["that it may stay", running, { ...there, handoff: { ...defaultBudget, onExceeded: "abort" } }, /1000 ms at most or stays where it is/],
+    ["that it may stay", running, { ...there, handoff: { ...there.handoff, onExceeded: "abort" } }, /1000 ms at most or stays where it is/],
     [
       "that it may take longer",
       running,
-      { ...there, handoff: { ...defaultBudget, onExceeded: "proceed" } },
+      { ...there, handoff: { ...there.handoff, onExceeded: "proceed" } },
       /for 1000 ms if that can be kept/,
     ],
     [

@@ -7,6 +7,7 @@ import type { Progress } from "../../hypervisors/types.ts";
 import { dialPinned } from "../pinnedTls.ts";
 import type { Offer, VerbResult } from "../protocol.ts";
 import type { Services } from "../services.ts";
+import { gentleBytes } from "./gentle.ts";
 import { blobsOf } from "./references.ts";
 
 // a link that is cut makes no sound
@@ -17,6 +18,8 @@ const statusMillis = 2_000;
 interface Wanted {
   digests: readonly string[];
   offers: readonly Offer[];
+  /** In small pieces with rests between them, for as long as nobody else waits for the same blob. */
+  gently?: boolean;
 }
 
 /** Takes blobs that the store lacks from the first offer that has them; what was received before a link broke is not sent again. */
@@ -25,7 +28,7 @@ export async function fetchBlobs(services: Pick<Services, "store">, args: Wanted
   const known = new Set<string>();
   // a manifest says only once it is here what else belongs to it
   for (let next = [...args.digests]; next.length > 0;) {
-    const { bytesTransferred, bytesAvoided, from } = await fetchThese(services, { digests: next, offers: args.offers }, progress);
+    const { bytesTransferred, bytesAvoided, from } = await fetchThese(services, { ...args, digests: next }, progress);
     total.bytesTransferred += bytesTransferred;
     total.bytesAvoided += bytesAvoided;
     for (const node of from) total.from.add(node);
@@ -38,7 +41,7 @@ export async function fetchBlobs(services: Pick<Services, "store">, args: Wanted
 /** The same for exactly these. */
 export async function fetchThese(
   { store }: Pick<Services, "store">,
-  { digests, offers }: Wanted,
+  { digests, offers, gently }: Wanted,
   progress: Progress,
 ): Promise<VerbResult<"blobs.fetch">> {
   const result = { bytesTransferred: 0, bytesAvoided: 0, from: new Set<string>() };
@@ -49,7 +52,8 @@ export async function fetchThese(
   }
   await store.requireSpace(missing.reduce((sum, { bytes }) => sum + bytes, 0));
   for (const blob of missing) {
-    const taken = new Taking(blob, offers, progress);
+    if (gently) await store.settled(blob.digest);
+    const taken = new Taking(blob, { offers, ...(gently && { isAwaited: () => store.isAwaited(blob.digest) }) }, progress);
     await store.put(blob.digest, () => Readable.from(taken.bytes()), blob.bytes);
     result.bytesTransferred += taken.received;
     // somebody else's transfer of the same blob served this one too
@@ -63,14 +67,21 @@ export async function fetchThese(
 class Taking {
   readonly #blob: { digest: string; bytes: number };
   readonly #offers: readonly Offer[];
+  readonly #isAwaited: (() => boolean) | undefined;
   readonly #progress: Progress;
   readonly from = new Set<string>();
   received = 0;
   #said = Date.now();
 
-  constructor(blob: { digest: string; bytes: number }, offers: readonly Offer[], progress: Progress) {
+  /** With `isAwaited` gently, unless that says so. */
+  constructor(
+    blob: { digest: string; bytes: number },
+    { offers, isAwaited }: { offers: readonly Offer[]; isAwaited?: () => boolean },
+    progress: Progress,
+  ) {
     this.#blob = blob;
     this.#offers = offers;
+    this.#isAwaited = isAwaited;
     this.#progress = progress;
   }
 
@@ -99,10 +110,7 @@ class Taking {
 
   async *#from(offer: Offer): AsyncGenerator<Buffer> {
     const { digest, bytes } = this.#blob;
-    const response = await ask(offer, { method: "GET", digest, from: this.received, signal: this.#progress.signal });
-    const expected = this.received === 0 ? [200, 206] : [206];
-    if (!expected.includes(response.statusCode ?? 0)) throw refusal(offer, response);
-    for await (const chunk of response as AsyncIterable<Buffer>) {
+    for await (const chunk of this.#isAwaited ? this.#gently(offer, this.#isAwaited) : this.#atOnce(offer)) {
       this.received += chunk.length;
       if (this.received > bytes)
         throw new CloudletError(
@@ -113,6 +121,17 @@ class Taking {
       this.#say(offer.node);
       yield chunk;
     }
+  }
+
+  async *#atOnce(offer: Offer): AsyncGenerator<Buffer> {
+    const response = await ask(offer, { method: "GET", digest: this.#blob.digest, from: this.received, signal: this.#progress.signal });
+    const expected = this.received === 0 ? [200, 206] : [206];
+    if (!expected.includes(response.statusCode ?? 0)) throw refusal(offer, response);
+    yield* response as AsyncIterable<Buffer>;
+  }
+
+  #gently(offer: Offer, isAwaited: () => boolean): AsyncGenerator<Buffer> {
+    return gentleBytes({ offer, ...this.#blob, from: this.received, isAwaited }, this.#progress.signal);
   }
 
   #say(node: string): void {

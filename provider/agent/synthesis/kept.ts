@@ -2,7 +2,7 @@ import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "../durable.ts";
-import { digestSchema, guestName, imageStatusSchema, overlayStatusSchema } from "../protocol.ts";
+import { digestSchema, guestName, imageStatusSchema, overlayStatusSchema, preseedSpecSchema, preseedStatusSchema } from "../protocol.ts";
 
 const holder = { name: z.string(), owner: z.string() };
 
@@ -14,6 +14,13 @@ export const keptOverlaySchema = overlayStatusSchema.extend({
   makings: digestSchema.optional(),
 });
 export type KeptOverlay = z.infer<typeof keptOverlaySchema>;
+
+export const keptPreseedSchema = preseedSpecSchema.omit({ id: true }).extend({
+  ...holder,
+  /** Absent until all of it has come. */
+  cost: preseedStatusSchema.optional(),
+});
+export type KeptPreseed = z.infer<typeof keptPreseedSchema>;
 
 /** What owners keep on this node, each under a name of the owner's own; what is kept is not collected. */
 export class Kept<S extends z.ZodType<{ name: string; owner: string }>> {

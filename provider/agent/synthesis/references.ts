@@ -5,9 +5,9 @@ import { readJson } from "../durable.ts";
 import { isHere, type InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 
-type Parts = Pick<Services, "store" | "records" | "builds" | "images" | "overlays" | "offers">;
+type Parts = Pick<Services, "store" | "records" | "builds" | "images" | "overlays" | "preseeds" | "offers">;
 
-/** Digests that something on this node needs: cloudlets, what is kept, what is offered to others. */
+/** Digests that something on this node needs: cloudlets, here or likely to come, what is kept, what is offered to others. */
 export async function referencedDigests(services: Parts): Promise<Set<string>> {
   const references = new Set<string>();
   for (const { spec, builtFrom, builtOver, synthesis } of await guestsOf(services)) {
@@ -17,6 +17,10 @@ export async function referencedDigests(services: Parts): Promise<Set<string>> {
   }
   for (const { digest } of await services.images.list()) references.add(digest);
   for (const { digest } of await services.overlays.list()) await addOverlay(services, digest, references);
+  for (const { base, build, overlay } of await services.preseeds.list()) {
+    for (const digest of [base, build]) if (digest !== undefined) references.add(digest);
+    if (overlay !== undefined) await addOverlay(services, overlay, references);
+  }
   for (const { digests } of await services.offers.active()) for (const digest of digests) references.add(digest);
   return references;
 }
@@ -32,6 +36,7 @@ export async function referencedLayers(services: Parts): Promise<Set<string>> {
   for (const { spec, builtOver, synthesis } of await guestsOf(services))
     for (const digest of [spec.overlay?.digest, builtOver, synthesis?.overlay]) await add(digest);
   for (const { digest } of await services.overlays.list()) await add(digest);
+  for (const { overlay } of await services.preseeds.list()) await add(overlay);
   return layers;
 }
 

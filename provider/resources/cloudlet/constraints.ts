@@ -4,6 +4,7 @@ import { abilitiesOf, type Ability } from "../../hypervisors/types.ts";
 import { readyIssues } from "../guest.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs } from "./fields.ts";
+import { preseedIssues } from "./preseed.ts";
 import { synthesisIssues } from "./synthesis.ts";
 
 type Wanted = Partial<Inputs>;
@@ -20,6 +21,7 @@ export function constraints(want: Wanted, context: CheckContext, old: Wanted | u
     ...volumeIssues(want, context),
     ...kindChangeIssues(want, old),
     ...handoffIssues(want),
+    ...preseedIssues(want),
   ];
 }
 

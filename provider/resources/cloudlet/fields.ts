@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { defaultBudget, moveReportSchema } from "../../agent/handoffProtocol.ts";
-import { digestSchema, kindSchema, machineSchema, provisionSchema } from "../../agent/protocol.ts";
+import { digestSchema, kindSchema, machineSchema, preseedStatusSchema, provisionSchema } from "../../agent/protocol.ts";
 import {
   absolutePath,
   environmentField,
@@ -12,7 +12,7 @@ import {
   resourcesSchema,
   userDataField,
 } from "../guest.ts";
-import { baseField, baseSourceField, overlaySourceField, sourcesField } from "../images.ts";
+import { baseField, baseSourceField, overlaySourceField, reachSchema, sourcesField } from "../images.ts";
 import { connectionField, hypervisorField, nameField, nodeAddressField, onUnreachableField, ownerField } from "../shared.ts";
 
 const capacityField = z
@@ -133,9 +133,21 @@ export const inputs = z.strictObject({
         .describe(
           "Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.",
         ),
+      preseed: z
+        .array(hypervisorField)
+        .default([])
+        .describe(
+          "Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.",
+        )
+        .meta({ set: true }),
     })
     .prefault({})
-    .describe("What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved."),
+    .describe("How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved."),
+  preseedConnections: z
+    .array(reachSchema)
+    .default([])
+    .describe("How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.")
+    .meta({ set: true, internal: true }),
   ready: readySchema.optional().describe(`${readyText} Default: the first published tcp port, if any.`),
   onUnreachable: onUnreachableField,
 });
@@ -151,6 +163,9 @@ export const outputs = z.strictObject({
   provision: provisionSchema
     .optional()
     .describe("How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes."),
+  preseeded: z
+    .array(preseedStatusSchema.extend({ hypervisor: z.string().describe("One of `handoff.preseed`.") }))
+    .describe("Where its base, build and overlay are beforehand, and what that cost."),
   lastMove: moveReportSchema.optional().describe("The last move: what was sent, and how long the application was away."),
 });
 export type State = Inputs & z.infer<typeof outputs>;

@@ -7,6 +7,7 @@ import { follow } from "../supply.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
 import { explainMove, move } from "./move.ts";
+import { explainPreseed, observePreseeds, preseed, releasePreseeds } from "./preseed.ts";
 import { idOf, toDeclared, toSpec } from "./spec.ts";
 import { supply, withOverlay } from "./supply.ts";
 import { explainStart } from "./synthesis.ts";
@@ -21,7 +22,7 @@ export const cloudlet = defineResource({
   identity: ({ cluster, name }) => `${cluster}/${name}`,
   complete,
   constraints,
-  explain: explainStart,
+  explain,
   explainChange: explainMove,
 
   predict,
@@ -31,7 +32,7 @@ export const cloudlet = defineResource({
     const agent = await context.agent(known.connection);
     const found = await agent.instance(idOf(known));
     if (found === undefined || found.spec.owner !== known.owner) return undefined;
-    return toState(known, found);
+    return { ...toState(known, found), ...(await observePreseeds(known, context)) };
   },
 
   async apply(want, old, context) {
@@ -47,15 +48,23 @@ export const cloudlet = defineResource({
       ),
     );
     await finish?.();
+    await preseed(want, old, context);
   },
+  mayLag: ["handoff.preseed"],
 
   async remove(have, context) {
     await removeOrForget({ what: `cloudlet "${idOf(have)}"`, onUnreachable: have.onUnreachable, context }, async () => {
       const agent = await context.agent(have.connection);
       await agent.run("instance.remove", { id: idOf(have), owner: have.owner }, { signal: context.signal });
     });
+    await releasePreseeds(have, context);
   },
 });
+
+function explain(want: Partial<Inputs>, old: Partial<Inputs> | undefined): string | undefined {
+  const said = [explainStart(want, old), explainPreseed(want, old)].flatMap((text) => text ?? []);
+  return said.length === 0 ? undefined : said.join("; ");
+}
 
 async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ inputs: Partial<Inputs>; issues: Issue[] }> {
   const issues: Issue[] = [];
@@ -130,6 +139,7 @@ function toState(known: Inputs, found: InstanceStatus): State {
     status: ownership.role === "released" ? `${away ? "moved" : "moving"} to ${ownership.peer ?? "another node"}` : statusOf(found),
     imageDigest: found.imageDigest,
     accelerator: found.accelerator,
+    preseeded: [],
     ...(found.provision && { provision: found.provision }),
     ...(found.lastMove && { lastMove: found.lastMove }),
   };

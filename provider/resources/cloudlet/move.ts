@@ -52,14 +52,16 @@ export function explainMove(want: Partial<Inputs>, old: Partial<State>): string 
   const [from, to] = [parseHypervisor(before.data), parseHypervisor(after.data)];
   const cold = whyNotLive(old, { from: from.kind, to: to.kind });
   const way = `moves in place from ${from.node} to ${to.node}`;
+  const preseeded = old.preseeded?.some(({ hypervisor }) => hypervisor === after.data) === true;
+  const there = preseeded ? `; its base${old.overlay ? " and overlay are" : " is"} there already` : "";
   if (cold !== undefined) {
     const load = from.kind === to.kind ? `what ${to.node} lacks of its disk and volumes is sent` : "its state files and volumes are sent";
-    return `${way} (cold, as ${cold}): it stops, ${load}, and it starts at ${to.node}`;
+    return `${way} (cold, as ${cold}): it stops, ${load}, and it starts at ${to.node}${there}`;
   }
   const { lastMove } = old;
-  // only its last move tells how much of it is its own
-  const load = lastMove?.mode === "live" ? `, about ${Math.ceil(lastMove.bytesSent / 1e6)} MB` : "";
-  return `${way} (live${load}): it runs while it is copied, then ${pauseOf(want.handoff)}, and goes on at ${to.node}`;
+  // only its last move tells how much of it is its own, with what that target may have lacked besides
+  const load = lastMove?.mode === "live" ? `, ${preseeded ? "at most" : "about"} ${Math.ceil(lastMove.bytesSent / 1e6)} MB` : "";
+  return `${way} (live${load}): it runs while it is copied, then ${pauseOf(want.handoff)}, and goes on at ${to.node}${there}`;
 }
 
 function whyNotLive({ state }: Partial<State>, kinds: { from: Kind; to: Kind }): string | undefined {

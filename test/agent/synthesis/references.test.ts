@@ -35,6 +35,7 @@ interface World {
   cloudlets: { base: number; overlay: number | undefined }[];
   keptImages: number[];
   keptOverlays: number[];
+  preseeds: { base: number; overlay: number | undefined }[];
   offered: number[];
   loose: number;
 }
@@ -47,6 +48,7 @@ const world: fc.Arbitrary<World> = fc.record({
   cloudlets: some(fc.record({ base: few, overlay: fc.option(few, { nil: undefined }) })),
   keptImages: some(few),
   keptOverlays: some(few),
+  preseeds: some(fc.record({ base: few, overlay: fc.option(few, { nil: undefined }) })),
   offered: some(few),
   loose: few,
 });
@@ -111,6 +113,17 @@ async function build(
     await services.overlays.write({ name: `overlay ${String(i)}`, owner: "p/s", digest: found.digest, ...rest });
     need(found.parts);
     found.layers.forEach((digest) => layers.add(digest));
+  }
+  for (const [i, preseed] of uses.preseeds.entries()) {
+    const found = preseed.overlay === undefined ? undefined : overlay(preseed.overlay);
+    await services.preseeds.write({
+      name: `shop/p${String(i)}`,
+      owner: "p/s",
+      base: base(preseed.base),
+      ...(found && { overlay: found.digest }),
+    });
+    need([base(preseed.base), ...(found?.parts ?? [])]);
+    found?.layers.forEach((digest) => layers.add(digest));
   }
   for (const index of uses.offered) {
     await services.offers.give([base(index)], 60);
