@@ -3,7 +3,7 @@ SHELL := /bin/bash
 node := node_modules/.bin/node
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo walk test check build sdks bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
+.PHONY: help demo walk test check build sdks release bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ build: modules ## make dist/
 sdks: ## write the SDKs for Python and Go anew from schema.json (needs Go)
 	@tools/engine/generate sdk
 
+release: build ## make the plugin's tarballs, one per platform, and SHA256SUMS in release/
+	@$(node) tools/release.ts
+
 bench-synthesis: machine modules build ## measure the start of cloudlets from overlays (root, long; ARGS=--help)
 	@$(node) test/bench/synthesis.ts $(ARGS)
 
@@ -42,7 +45,7 @@ lab-down: modules ## take the lab down
 	@$(node) test/lab/cli.ts down
 
 clean: ## remove what was built here (caches outside the work tree stay)
-	@rm -rf dist .lab *.tgz
+	@rm -rf dist release .lab *.tgz
 
 modules:
 	@tools/setup/modules

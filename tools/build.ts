@@ -24,7 +24,7 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
   })),
   { source: "provider/doors/dynamic/hooks.ts", output: "hooks.js", options: { packages: "external", target: "node22" } },
   // a process of whatever pulls images: found beside its caller
-  { source: "provider/local/flattenProcess.ts", output: "flattenProcess.js", options: { packages: "external", target: "node22" } },
+  { source: "provider/local/flattenProcess.ts", output: "flattenProcess.js", options: { target: "node22" } },
   // `npx cloudlet`
   {
     source: "provider/cli/main.ts",

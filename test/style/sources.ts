@@ -14,7 +14,7 @@ export const paths: string[] = [
 
 /** The SDKs for other languages, which Pulumi's generators write. */
 function isGenerated(path: string): boolean {
-  return path.startsWith("sdk/python/") || path.startsWith("sdk/go/");
+  return path.startsWith("sdk/python/pulumi_cloudlet/") || path.startsWith("sdk/go/cloudlet/");
 }
 
 export function read(path: string): string {
