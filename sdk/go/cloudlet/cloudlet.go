@@ -38,7 +38,7 @@ type Cloudlet struct {
 	Environment pulumi.StringMapOutput `pulumi:"environment"`
 	// Files written before the application starts.
 	Files FileArrayOutput `pulumi:"files"`
-	// What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+	// How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
 	Handoff CloudletHandoffOutput `pulumi:"handoff"`
 	// What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent.
 	Hydrate CloudletHydrateOutput `pulumi:"hydrate"`
@@ -64,6 +64,10 @@ type Cloudlet struct {
 	Owner pulumi.StringOutput `pulumi:"owner"`
 	// Ports published on the node. `endpoint` is the first one.
 	Ports CloudletPortArrayOutput `pulumi:"ports"`
+	// How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
+	PreseedConnections SourceArrayOutput `pulumi:"preseedConnections"`
+	// Where its base, build and overlay are beforehand, and what that cost.
+	Preseeded CloudletPreseededArrayOutput `pulumi:"preseeded"`
 	// How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes.
 	Provision CloudletProvisionPtrOutput `pulumi:"provision"`
 	// How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any.
@@ -178,7 +182,7 @@ type cloudletArgs struct {
 	Environment map[string]string `pulumi:"environment"`
 	// Files written before the application starts.
 	Files []File `pulumi:"files"`
-	// What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+	// How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
 	Handoff *CloudletHandoff `pulumi:"handoff"`
 	// What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent.
 	Hydrate *CloudletHydrate `pulumi:"hydrate"`
@@ -202,6 +206,8 @@ type cloudletArgs struct {
 	Owner *string `pulumi:"owner"`
 	// Ports published on the node. `endpoint` is the first one.
 	Ports []CloudletPort `pulumi:"ports"`
+	// How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
+	PreseedConnections []Source `pulumi:"preseedConnections"`
 	// How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any.
 	Ready *Ready `pulumi:"ready"`
 	// What the cloudlet may use.
@@ -238,7 +244,7 @@ type CloudletArgs struct {
 	Environment pulumi.StringMapInput
 	// Files written before the application starts.
 	Files FileArrayInput
-	// What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+	// How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
 	Handoff CloudletHandoffPtrInput
 	// What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent.
 	Hydrate CloudletHydratePtrInput
@@ -262,6 +268,8 @@ type CloudletArgs struct {
 	Owner pulumi.StringPtrInput
 	// Ports published on the node. `endpoint` is the first one.
 	Ports CloudletPortArrayInput
+	// How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
+	PreseedConnections SourceArrayInput
 	// How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any.
 	Ready ReadyPtrInput
 	// What the cloudlet may use.
@@ -370,7 +378,7 @@ func (o CloudletOutput) Files() FileArrayOutput {
 	return o.ApplyT(func(v *Cloudlet) FileArrayOutput { return v.Files }).(FileArrayOutput)
 }
 
-// What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+// How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
 func (o CloudletOutput) Handoff() CloudletHandoffOutput {
 	return o.ApplyT(func(v *Cloudlet) CloudletHandoffOutput { return v.Handoff }).(CloudletHandoffOutput)
 }
@@ -433,6 +441,16 @@ func (o CloudletOutput) Owner() pulumi.StringOutput {
 // Ports published on the node. `endpoint` is the first one.
 func (o CloudletOutput) Ports() CloudletPortArrayOutput {
 	return o.ApplyT(func(v *Cloudlet) CloudletPortArrayOutput { return v.Ports }).(CloudletPortArrayOutput)
+}
+
+// How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
+func (o CloudletOutput) PreseedConnections() SourceArrayOutput {
+	return o.ApplyT(func(v *Cloudlet) SourceArrayOutput { return v.PreseedConnections }).(SourceArrayOutput)
+}
+
+// Where its base, build and overlay are beforehand, and what that cost.
+func (o CloudletOutput) Preseeded() CloudletPreseededArrayOutput {
+	return o.ApplyT(func(v *Cloudlet) CloudletPreseededArrayOutput { return v.Preseeded }).(CloudletPreseededArrayOutput)
 }
 
 // How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes.

@@ -1469,6 +1469,8 @@ type CloudletHandoff struct {
 	MaxTotalSeconds *int `pulumi:"maxTotalSeconds"`
 	// Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.
 	OnExceeded *string `pulumi:"onExceeded"`
+	// Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+	Preseed []string `pulumi:"preseed"`
 }
 
 // Defaults sets the appropriate defaults for CloudletHandoff
@@ -1510,6 +1512,8 @@ type CloudletHandoffArgs struct {
 	MaxTotalSeconds pulumi.IntPtrInput `pulumi:"maxTotalSeconds"`
 	// Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.
 	OnExceeded pulumi.StringPtrInput `pulumi:"onExceeded"`
+	// Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+	Preseed pulumi.StringArrayInput `pulumi:"preseed"`
 }
 
 // Defaults sets the appropriate defaults for CloudletHandoffArgs
@@ -1621,6 +1625,11 @@ func (o CloudletHandoffOutput) OnExceeded() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v CloudletHandoff) *string { return v.OnExceeded }).(pulumi.StringPtrOutput)
 }
 
+// Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+func (o CloudletHandoffOutput) Preseed() pulumi.StringArrayOutput {
+	return o.ApplyT(func(v CloudletHandoff) []string { return v.Preseed }).(pulumi.StringArrayOutput)
+}
+
 type CloudletHandoffPtrOutput struct{ *pulumi.OutputState }
 
 func (CloudletHandoffPtrOutput) ElementType() reflect.Type {
@@ -1673,6 +1682,16 @@ func (o CloudletHandoffPtrOutput) OnExceeded() pulumi.StringPtrOutput {
 		}
 		return v.OnExceeded
 	}).(pulumi.StringPtrOutput)
+}
+
+// Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+func (o CloudletHandoffPtrOutput) Preseed() pulumi.StringArrayOutput {
+	return o.ApplyT(func(v *CloudletHandoff) []string {
+		if v == nil {
+			return nil
+		}
+		return v.Preseed
+	}).(pulumi.StringArrayOutput)
 }
 
 type CloudletHydrate struct {
@@ -2497,6 +2516,71 @@ func (o CloudletPortArrayOutput) Index(i pulumi.IntInput) CloudletPortOutput {
 	return pulumi.All(o, i).ApplyT(func(vs []interface{}) CloudletPort {
 		return vs[0].([]CloudletPort)[vs[1].(int)]
 	}).(CloudletPortOutput)
+}
+
+type CloudletPreseeded struct {
+	// Bytes that it had already.
+	BytesAvoided int `pulumi:"bytesAvoided"`
+	// Bytes that were sent to it.
+	BytesTransferred int `pulumi:"bytesTransferred"`
+	// One of `handoff.preseed`.
+	Hypervisor string `pulumi:"hypervisor"`
+	// How long that took, at low priority.
+	TotalMillis int `pulumi:"totalMillis"`
+}
+
+type CloudletPreseededOutput struct{ *pulumi.OutputState }
+
+func (CloudletPreseededOutput) ElementType() reflect.Type {
+	return reflect.TypeOf((*CloudletPreseeded)(nil)).Elem()
+}
+
+func (o CloudletPreseededOutput) ToCloudletPreseededOutput() CloudletPreseededOutput {
+	return o
+}
+
+func (o CloudletPreseededOutput) ToCloudletPreseededOutputWithContext(ctx context.Context) CloudletPreseededOutput {
+	return o
+}
+
+// Bytes that it had already.
+func (o CloudletPreseededOutput) BytesAvoided() pulumi.IntOutput {
+	return o.ApplyT(func(v CloudletPreseeded) int { return v.BytesAvoided }).(pulumi.IntOutput)
+}
+
+// Bytes that were sent to it.
+func (o CloudletPreseededOutput) BytesTransferred() pulumi.IntOutput {
+	return o.ApplyT(func(v CloudletPreseeded) int { return v.BytesTransferred }).(pulumi.IntOutput)
+}
+
+// One of `handoff.preseed`.
+func (o CloudletPreseededOutput) Hypervisor() pulumi.StringOutput {
+	return o.ApplyT(func(v CloudletPreseeded) string { return v.Hypervisor }).(pulumi.StringOutput)
+}
+
+// How long that took, at low priority.
+func (o CloudletPreseededOutput) TotalMillis() pulumi.IntOutput {
+	return o.ApplyT(func(v CloudletPreseeded) int { return v.TotalMillis }).(pulumi.IntOutput)
+}
+
+type CloudletPreseededArrayOutput struct{ *pulumi.OutputState }
+
+func (CloudletPreseededArrayOutput) ElementType() reflect.Type {
+	return reflect.TypeOf((*[]CloudletPreseeded)(nil)).Elem()
+}
+
+func (o CloudletPreseededArrayOutput) ToCloudletPreseededArrayOutput() CloudletPreseededArrayOutput {
+	return o
+}
+
+func (o CloudletPreseededArrayOutput) ToCloudletPreseededArrayOutputWithContext(ctx context.Context) CloudletPreseededArrayOutput {
+	return o
+}
+
+func (o CloudletPreseededArrayOutput) Index(i pulumi.IntInput) CloudletPreseededOutput {
+	return pulumi.All(o, i).ApplyT(func(vs []interface{}) CloudletPreseeded {
+		return vs[0].([]CloudletPreseeded)[vs[1].(int)]
+	}).(CloudletPreseededOutput)
 }
 
 type CloudletProvision struct {
@@ -6925,6 +7009,8 @@ func init() {
 	pulumi.RegisterOutputType(CloudletOverlaySourcePtrOutput{})
 	pulumi.RegisterOutputType(CloudletPortOutput{})
 	pulumi.RegisterOutputType(CloudletPortArrayOutput{})
+	pulumi.RegisterOutputType(CloudletPreseededOutput{})
+	pulumi.RegisterOutputType(CloudletPreseededArrayOutput{})
 	pulumi.RegisterOutputType(CloudletProvisionOutput{})
 	pulumi.RegisterOutputType(CloudletProvisionPtrOutput{})
 	pulumi.RegisterOutputType(CloudletVolumeOutput{})

@@ -692,17 +692,23 @@ class CloudletHandoffArgsDict(TypedDict):
     """
     Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.
     """
+    preseed: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]]
+    """
+    Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+    """
 
 @pulumi.input_type
 class CloudletHandoffArgs:
     def __init__(__self__, *,
                  max_downtime_millis: pulumi.Input[Optional[_builtins.int]] = None,
                  max_total_seconds: pulumi.Input[Optional[_builtins.int]] = None,
-                 on_exceeded: pulumi.Input[Optional[_builtins.str]] = None):
+                 on_exceeded: pulumi.Input[Optional[_builtins.str]] = None,
+                 preseed: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None):
         """
         :param pulumi.Input[_builtins.int] max_downtime_millis: How long the application may stand still when it moves while it runs.
         :param pulumi.Input[_builtins.int] max_total_seconds: How long such a move may take, from its begin until the application answers on the other node.
         :param pulumi.Input[_builtins.str] on_exceeded: Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] preseed: Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
         """
         if max_downtime_millis is None:
             max_downtime_millis = 1000
@@ -716,6 +722,8 @@ class CloudletHandoffArgs:
             on_exceeded = 'throttle'
         if on_exceeded is not None:
             pulumi.set(__self__, "on_exceeded", on_exceeded)
+        if preseed is not None:
+            pulumi.set(__self__, "preseed", preseed)
 
     @_builtins.property
     @pulumi.getter(name="maxDowntimeMillis")
@@ -752,6 +760,18 @@ class CloudletHandoffArgs:
     @on_exceeded.setter
     def on_exceeded(self, value: pulumi.Input[Optional[_builtins.str]]):
         pulumi.set(self, "on_exceeded", value)
+
+    @_builtins.property
+    @pulumi.getter
+    def preseed(self) -> pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]:
+        """
+        Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+        """
+        return pulumi.get(self, "preseed")
+
+    @preseed.setter
+    def preseed(self, value: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]):
+        pulumi.set(self, "preseed", value)
 
 
 class CloudletHydrateArgsDict(TypedDict):

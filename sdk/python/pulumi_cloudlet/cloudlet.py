@@ -42,6 +42,7 @@ class CloudletArgs:
                  overlay_source: pulumi.Input[Optional['CloudletOverlaySourceArgs']] = None,
                  owner: pulumi.Input[Optional[_builtins.str]] = None,
                  ports: pulumi.Input[Optional[Sequence[pulumi.Input['CloudletPortArgs']]]] = None,
+                 preseed_connections: pulumi.Input[Optional[Sequence[pulumi.Input['SourceArgs']]]] = None,
                  ready: pulumi.Input[Optional['ReadyArgs']] = None,
                  resources: pulumi.Input[Optional['ResourcesArgs']] = None,
                  sources: pulumi.Input[Optional[Sequence[pulumi.Input['SourceArgs']]]] = None,
@@ -62,7 +63,7 @@ class CloudletArgs:
         :param pulumi.Input['ConnectionArgs'] connection: How to reach the node; the SDK takes it from the resource that is named.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] environment: Environment of the application.
         :param pulumi.Input[Sequence[pulumi.Input['FileArgs']]] files: Files written before the application starts.
-        :param pulumi.Input['CloudletHandoffArgs'] handoff: What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+        :param pulumi.Input['CloudletHandoffArgs'] handoff: How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
         :param pulumi.Input['CloudletHydrateArgs'] hydrate: What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent.
         :param pulumi.Input['MachineArgs'] machine: What the saved memory can be resumed on; the SDK takes it from the overlay, or from the BaseImage.
         :param pulumi.Input['CloudletMadeArgs'] made: What the overlay was made from; the SDK takes it from the overlay.
@@ -73,6 +74,7 @@ class CloudletArgs:
         :param pulumi.Input['CloudletOverlaySourceArgs'] overlay_source: Where the operator's machine has the overlay from; the SDK takes it from the Overlay.
         :param pulumi.Input[_builtins.str] owner: Project and stack that declare this resource; what one stack made, another neither sees as its own nor removes.
         :param pulumi.Input[Sequence[pulumi.Input['CloudletPortArgs']]] ports: Ports published on the node. `endpoint` is the first one.
+        :param pulumi.Input[Sequence[pulumi.Input['SourceArgs']]] preseed_connections: How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
         :param pulumi.Input['ReadyArgs'] ready: How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any.
         :param pulumi.Input['ResourcesArgs'] resources: What the cloudlet may use.
         :param pulumi.Input[Sequence[pulumi.Input['SourceArgs']]] sources: Nodes that may hand on what is missing here; the SDK takes them from the images that are named.
@@ -122,6 +124,8 @@ class CloudletArgs:
             pulumi.set(__self__, "owner", owner)
         if ports is not None:
             pulumi.set(__self__, "ports", ports)
+        if preseed_connections is not None:
+            pulumi.set(__self__, "preseed_connections", preseed_connections)
         if ready is not None:
             pulumi.set(__self__, "ready", ready)
         if resources is not None:
@@ -263,7 +267,7 @@ class CloudletArgs:
     @pulumi.getter
     def handoff(self) -> pulumi.Input[Optional['CloudletHandoffArgs']]:
         """
-        What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+        How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
         """
         return pulumi.get(self, "handoff")
 
@@ -392,6 +396,18 @@ class CloudletArgs:
         pulumi.set(self, "ports", value)
 
     @_builtins.property
+    @pulumi.getter(name="preseedConnections")
+    def preseed_connections(self) -> pulumi.Input[Optional[Sequence[pulumi.Input['SourceArgs']]]]:
+        """
+        How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
+        """
+        return pulumi.get(self, "preseed_connections")
+
+    @preseed_connections.setter
+    def preseed_connections(self, value: pulumi.Input[Optional[Sequence[pulumi.Input['SourceArgs']]]]):
+        pulumi.set(self, "preseed_connections", value)
+
+    @_builtins.property
     @pulumi.getter
     def ready(self) -> pulumi.Input[Optional['ReadyArgs']]:
         """
@@ -503,6 +519,7 @@ class Cloudlet(pulumi.CustomResource):
                  overlay_source: pulumi.Input[Optional[Union['CloudletOverlaySourceArgs', 'CloudletOverlaySourceArgsDict']]] = None,
                  owner: pulumi.Input[Optional[_builtins.str]] = None,
                  ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['CloudletPortArgs', 'CloudletPortArgsDict']]]]] = None,
+                 preseed_connections: pulumi.Input[Optional[Sequence[pulumi.Input[Union['SourceArgs', 'SourceArgsDict']]]]] = None,
                  ready: pulumi.Input[Optional[Union['ReadyArgs', 'ReadyArgsDict']]] = None,
                  resources: pulumi.Input[Optional[Union['ResourcesArgs', 'ResourcesArgsDict']]] = None,
                  sources: pulumi.Input[Optional[Sequence[pulumi.Input[Union['SourceArgs', 'SourceArgsDict']]]]] = None,
@@ -525,7 +542,7 @@ class Cloudlet(pulumi.CustomResource):
         :param pulumi.Input[Union['ConnectionArgs', 'ConnectionArgsDict']] connection: How to reach the node; the SDK takes it from the resource that is named.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] environment: Environment of the application.
         :param pulumi.Input[Sequence[pulumi.Input[Union['FileArgs', 'FileArgsDict']]]] files: Files written before the application starts.
-        :param pulumi.Input[Union['CloudletHandoffArgs', 'CloudletHandoffArgsDict']] handoff: What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+        :param pulumi.Input[Union['CloudletHandoffArgs', 'CloudletHandoffArgsDict']] handoff: How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
         :param pulumi.Input[Union['CloudletHydrateArgs', 'CloudletHydrateArgsDict']] hydrate: What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent.
         :param pulumi.Input[_builtins.str] hypervisor: The Hypervisor it runs on. A change moves the cloudlet with its state, in place.
         :param pulumi.Input[Union['MachineArgs', 'MachineArgsDict']] machine: What the saved memory can be resumed on; the SDK takes it from the overlay, or from the BaseImage.
@@ -537,6 +554,7 @@ class Cloudlet(pulumi.CustomResource):
         :param pulumi.Input[Union['CloudletOverlaySourceArgs', 'CloudletOverlaySourceArgsDict']] overlay_source: Where the operator's machine has the overlay from; the SDK takes it from the Overlay.
         :param pulumi.Input[_builtins.str] owner: Project and stack that declare this resource; what one stack made, another neither sees as its own nor removes.
         :param pulumi.Input[Sequence[pulumi.Input[Union['CloudletPortArgs', 'CloudletPortArgsDict']]]] ports: Ports published on the node. `endpoint` is the first one.
+        :param pulumi.Input[Sequence[pulumi.Input[Union['SourceArgs', 'SourceArgsDict']]]] preseed_connections: How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
         :param pulumi.Input[Union['ReadyArgs', 'ReadyArgsDict']] ready: How to tell that the application answers. Exactly one of tcp, http and log. Default: the first published tcp port, if any.
         :param pulumi.Input[Union['ResourcesArgs', 'ResourcesArgsDict']] resources: What the cloudlet may use.
         :param pulumi.Input[Sequence[pulumi.Input[Union['SourceArgs', 'SourceArgsDict']]]] sources: Nodes that may hand on what is missing here; the SDK takes them from the images that are named.
@@ -590,6 +608,7 @@ class Cloudlet(pulumi.CustomResource):
                  overlay_source: pulumi.Input[Optional[Union['CloudletOverlaySourceArgs', 'CloudletOverlaySourceArgsDict']]] = None,
                  owner: pulumi.Input[Optional[_builtins.str]] = None,
                  ports: pulumi.Input[Optional[Sequence[pulumi.Input[Union['CloudletPortArgs', 'CloudletPortArgsDict']]]]] = None,
+                 preseed_connections: pulumi.Input[Optional[Sequence[pulumi.Input[Union['SourceArgs', 'SourceArgsDict']]]]] = None,
                  ready: pulumi.Input[Optional[Union['ReadyArgs', 'ReadyArgsDict']]] = None,
                  resources: pulumi.Input[Optional[Union['ResourcesArgs', 'ResourcesArgsDict']]] = None,
                  sources: pulumi.Input[Optional[Sequence[pulumi.Input[Union['SourceArgs', 'SourceArgsDict']]]]] = None,
@@ -635,6 +654,7 @@ class Cloudlet(pulumi.CustomResource):
             __props__.__dict__["overlay_source"] = overlay_source
             __props__.__dict__["owner"] = owner
             __props__.__dict__["ports"] = ports
+            __props__.__dict__["preseed_connections"] = preseed_connections
             __props__.__dict__["ready"] = ready
             __props__.__dict__["resources"] = resources
             __props__.__dict__["sources"] = sources
@@ -650,6 +670,7 @@ class Cloudlet(pulumi.CustomResource):
             __props__.__dict__["image_digest"] = None
             __props__.__dict__["last_move"] = None
             __props__.__dict__["node"] = None
+            __props__.__dict__["preseeded"] = None
             __props__.__dict__["provision"] = None
             __props__.__dict__["status"] = None
         alias_opts = pulumi.ResourceOptions(aliases=[pulumi.Alias(type_="pulumi-nodejs:dynamic/cloudlet:Cloudlet")])
@@ -700,6 +721,8 @@ class Cloudlet(pulumi.CustomResource):
         __props__.__dict__["overlay_source"] = None
         __props__.__dict__["owner"] = None
         __props__.__dict__["ports"] = None
+        __props__.__dict__["preseed_connections"] = None
+        __props__.__dict__["preseeded"] = None
         __props__.__dict__["provision"] = None
         __props__.__dict__["ready"] = None
         __props__.__dict__["resources"] = None
@@ -803,7 +826,7 @@ class Cloudlet(pulumi.CustomResource):
     @pulumi.getter
     def handoff(self) -> pulumi.Output['outputs.CloudletHandoff']:
         """
-        What a move of the running cloudlet may cost. Of kvm; others are stopped to be moved.
+        How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
         """
         return pulumi.get(self, "handoff")
 
@@ -902,6 +925,22 @@ class Cloudlet(pulumi.CustomResource):
         Ports published on the node. `endpoint` is the first one.
         """
         return pulumi.get(self, "ports")
+
+    @_builtins.property
+    @pulumi.getter(name="preseedConnections")
+    def preseed_connections(self) -> pulumi.Output[Sequence['outputs.Source']]:
+        """
+        How to reach the nodes of `handoff.preseed`; the SDK takes it from the hypervisors that are named.
+        """
+        return pulumi.get(self, "preseed_connections")
+
+    @_builtins.property
+    @pulumi.getter
+    def preseeded(self) -> pulumi.Output[Sequence['outputs.CloudletPreseeded']]:
+        """
+        Where its base, build and overlay are beforehand, and what that cost.
+        """
+        return pulumi.get(self, "preseeded")
 
     @_builtins.property
     @pulumi.getter

@@ -28,6 +28,7 @@ __all__ = [
     'CloudletOverlay',
     'CloudletOverlaySource',
     'CloudletPort',
+    'CloudletPreseeded',
     'CloudletProvision',
     'CloudletVolume',
     'Connection',
@@ -504,11 +505,13 @@ class CloudletHandoff(dict):
     def __init__(__self__, *,
                  max_downtime_millis: Optional[_builtins.int] = None,
                  max_total_seconds: Optional[_builtins.int] = None,
-                 on_exceeded: Optional[_builtins.str] = None):
+                 on_exceeded: Optional[_builtins.str] = None,
+                 preseed: Optional[Sequence[_builtins.str]] = None):
         """
         :param _builtins.int max_downtime_millis: How long the application may stand still when it moves while it runs.
         :param _builtins.int max_total_seconds: How long such a move may take, from its begin until the application answers on the other node.
         :param _builtins.str on_exceeded: Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.
+        :param Sequence[_builtins.str] preseed: Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
         """
         if max_downtime_millis is None:
             max_downtime_millis = 1000
@@ -522,6 +525,8 @@ class CloudletHandoff(dict):
             on_exceeded = 'throttle'
         if on_exceeded is not None:
             pulumi.set(__self__, "on_exceeded", on_exceeded)
+        if preseed is not None:
+            pulumi.set(__self__, "preseed", preseed)
 
     @_builtins.property
     @pulumi.getter(name="maxDowntimeMillis")
@@ -546,6 +551,14 @@ class CloudletHandoff(dict):
         Where that cannot be kept: `throttle`: the cloudlet is slowed down until it can. `proceed`: it moves all the same. `abort`: it stays where it is, and the update fails.
         """
         return pulumi.get(self, "on_exceeded")
+
+    @_builtins.property
+    @pulumi.getter
+    def preseed(self) -> Optional[Sequence[_builtins.str]]:
+        """
+        Hypervisors where it may be next: their nodes are given its base, build and overlay beforehand, at low priority. Its own may be among them.
+        """
+        return pulumi.get(self, "preseed")
 
 
 @pulumi.output_type
@@ -700,6 +713,78 @@ class CloudletPort(dict):
         Transport protocol.
         """
         return pulumi.get(self, "protocol")
+
+
+@pulumi.output_type
+class CloudletPreseeded(dict):
+    @staticmethod
+    def __key_warning(key: str):
+        suggest = None
+        if key == "bytesAvoided":
+            suggest = "bytes_avoided"
+        elif key == "bytesTransferred":
+            suggest = "bytes_transferred"
+        elif key == "totalMillis":
+            suggest = "total_millis"
+
+        if suggest:
+            pulumi.log.warn(f"Key '{key}' not found in CloudletPreseeded. Access the value via the '{suggest}' property getter instead.")
+
+    def __getitem__(self, key: str) -> Any:
+        CloudletPreseeded.__key_warning(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default = None) -> Any:
+        CloudletPreseeded.__key_warning(key)
+        return super().get(key, default)
+
+    def __init__(__self__, *,
+                 bytes_avoided: _builtins.int,
+                 bytes_transferred: _builtins.int,
+                 hypervisor: _builtins.str,
+                 total_millis: _builtins.int):
+        """
+        :param _builtins.int bytes_avoided: Bytes that it had already.
+        :param _builtins.int bytes_transferred: Bytes that were sent to it.
+        :param _builtins.str hypervisor: One of `handoff.preseed`.
+        :param _builtins.int total_millis: How long that took, at low priority.
+        """
+        pulumi.set(__self__, "bytes_avoided", bytes_avoided)
+        pulumi.set(__self__, "bytes_transferred", bytes_transferred)
+        pulumi.set(__self__, "hypervisor", hypervisor)
+        pulumi.set(__self__, "total_millis", total_millis)
+
+    @_builtins.property
+    @pulumi.getter(name="bytesAvoided")
+    def bytes_avoided(self) -> _builtins.int:
+        """
+        Bytes that it had already.
+        """
+        return pulumi.get(self, "bytes_avoided")
+
+    @_builtins.property
+    @pulumi.getter(name="bytesTransferred")
+    def bytes_transferred(self) -> _builtins.int:
+        """
+        Bytes that were sent to it.
+        """
+        return pulumi.get(self, "bytes_transferred")
+
+    @_builtins.property
+    @pulumi.getter
+    def hypervisor(self) -> _builtins.str:
+        """
+        One of `handoff.preseed`.
+        """
+        return pulumi.get(self, "hypervisor")
+
+    @_builtins.property
+    @pulumi.getter(name="totalMillis")
+    def total_millis(self) -> _builtins.int:
+        """
+        How long that took, at low priority.
+        """
+        return pulumi.get(self, "total_millis")
 
 
 @pulumi.output_type
