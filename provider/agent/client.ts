@@ -8,22 +8,21 @@ import type { Rest, RestRequest, RestResponse } from "../transport/types.ts";
 import type { AgentClient, CallOptions } from "./clientTypes.ts";
 import { factsSchema } from "./factsProtocol.ts";
 import { handoffSchema } from "./handoffProtocol.ts";
+import { agentRestarted, jobErrorSchema, jobEventSchema } from "./jobProtocol.ts";
 import {
-  agentRestarted,
   execResultSchema,
   guestName,
   hypervisorStatusSchema,
   imageStatusSchema,
   infoSchema,
   instanceStatusSchema,
-  jobErrorSchema,
-  jobEventSchema,
   overlayStatusSchema,
   preseedStatusSchema,
   verbs,
   volumeStatusSchema,
 } from "./protocol.ts";
-import type { JobEvent, Verb, VerbArgs, VerbResult } from "./protocol.ts";
+import type { JobEvent } from "./jobProtocol.ts";
+import type { Verb, VerbArgs, VerbResult } from "./protocol.ts";
 
 const callMillis = 60_000;
 const blobMillis = 2 * 3600_000;

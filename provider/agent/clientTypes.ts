@@ -1,6 +1,7 @@
 import type { Readable } from "node:stream";
 import type { Facts } from "./factsProtocol.ts";
 import type { Handoff } from "./handoffProtocol.ts";
+import type { JobEvent } from "./jobProtocol.ts";
 import type {
   AgentInfo,
   ExecRequest,
@@ -8,7 +9,6 @@ import type {
   ImageStatus,
   InstanceExecResult,
   InstanceStatus,
-  JobEvent,
   OverlayStatus,
   PreseedStatus,
   Verb,

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { CloudletError, codeOf, errorCodes } from "../core/errors.ts";
 import { Journal, readJournal, settleJournals } from "./journal.ts";
 import type { KeyedLock } from "./keyedLock.ts";
-import type { JobEvent } from "./protocol.ts";
+import type { JobEvent } from "./jobProtocol.ts";
 
 /** What a job function may use. */
 export interface JobContext {

@@ -1,7 +1,7 @@
 import { closeSync, existsSync, fsyncSync, openSync, readdirSync, readFileSync, rmSync, statSync, writeSync } from "node:fs";
 import path from "node:path";
-import { agentRestarted, jobEventSchema } from "./protocol.ts";
-import type { JobEvent } from "./protocol.ts";
+import { agentRestarted, jobEventSchema } from "./jobProtocol.ts";
+import type { JobEvent } from "./jobProtocol.ts";
 
 const keptJournals = 500;
 const keptMillis = 7 * 24 * 3600 * 1000;

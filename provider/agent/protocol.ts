@@ -310,7 +310,19 @@ export const verbs = {
   /** Compares the recombined images of an overlay with the digests that it was sealed with. */
   "overlay.verify": { args: z.object({ digest: digestSchema }), result: z.object({ bytes: z.int() }) },
   /** On a node that a cloudlet may move to: take what is missing, slowly, and hold it for the cloudlet until it is released. */
-  "preseed.apply": { args: preseedSpecSchema.extend({ offers: z.array(offerSchema) }), result: preseedStatusSchema },
+  "preseed.apply": {
+    args: preseedSpecSchema.extend({ offers: z.array(offerSchema) }),
+    result: preseedStatusSchema.extend({
+      hasCopy: z.boolean().describe("Something of the cloudlet's own is there: from when it was there, or from an earlier preseeding."),
+    }),
+  },
+  /** On the node where a cloudlet runs: a blob of what it has of its own; none where it would move stopped. */
+  "instance.copy": { args: byId, result: z.object({ digest: digestSchema.optional() }) },
+  /** Takes such a blob, slowly. */
+  "preseed.copy": {
+    args: byIdAndOwner.extend({ digest: digestSchema, offers: z.array(offerSchema) }),
+    result: z.object({ bytesTransferred: z.int() }),
+  },
   "preseed.release": { args: byIdAndOwner, result: nothing },
   /** On the target: reserve, open the data port, return what the source needs to connect. */
   "move.prepare": {
@@ -340,24 +352,7 @@ export type Verb = keyof typeof verbs;
 export type VerbArgs<V extends Verb> = z.infer<(typeof verbs)[V]["args"]>;
 export type VerbResult<V extends Verb> = z.infer<(typeof verbs)[V]["result"]>;
 
-// --- jobs ------------------------------------------------------------------------------------------
-
-export const jobErrorSchema = z.object({ code: z.string(), message: z.string(), fix: z.string() });
-
-/** How a job ends that was under way when its agent did. */
-export const agentRestarted = "agent restarted";
-
-/** One line of a job's journal and of its event stream. */
-export const jobEventSchema = z.discriminatedUnion("type", [
-  z.object({ type: z.literal("begun"), seq: z.int(), at: z.string(), verb: z.string() }),
-  z.object({ type: z.literal("step"), seq: z.int(), at: z.string(), name: z.string() }),
-  z.object({ type: z.literal("progress"), seq: z.int(), at: z.string(), text: z.string() }),
-  z.object({ type: z.literal("done"), seq: z.int(), at: z.string(), result: z.unknown() }),
-  z.object({ type: z.literal("failed"), seq: z.int(), at: z.string(), error: jobErrorSchema }),
-]);
-export type JobEvent = z.infer<typeof jobEventSchema>;
-
-export const jobRequestSchema = z.object({ verb: z.string(), args: z.unknown() });
+// --- requests --------------------------------------------------------------------------------------
 
 export const infoSchema = z.object({
   protocol: z.int(),

@@ -52,6 +52,10 @@ async function startAgain(services: Services, id: string, progress: Progress): P
   if (record.synthesis?.hydrating === true) return services.hydrations.watch(id);
   const driver = await services.hypervisors.driver(record.spec.kind);
   const guest = await guestOf(services, record);
+  if (await services.formerCopies.wasMaking(id)) {
+    await driver.live?.stay(guest);
+    await services.formerCopies.forgetMade(id);
+  }
   if ((await driver.observe(guest)) !== "stopped") return;
   progress.status(`starting ${id}`);
   await driver.start({ ...guest, ...(await imagesOf(services, record)) }, progress);

@@ -5,6 +5,7 @@ import type { JobContext, JobWork } from "./jobs.ts";
 import { verbs } from "./protocol.ts";
 import type { InstanceStatus, Verb, VerbArgs, VerbResult } from "./protocol.ts";
 import type { Services } from "./services.ts";
+import { copyState, takeCopy } from "./moves/stateCopies.ts";
 import { buildOverlay } from "./synthesis/build.ts";
 import { fetchBlobs } from "./synthesis/fetch.ts";
 import { keepImage, releaseImage } from "./synthesis/images.ts";
@@ -115,6 +116,8 @@ export const verbTable: VerbTable = {
   },
   "overlay.verify": { keys: () => [], perform: verifyOverlay },
   "preseed.apply": { keys: preseedKey, perform: applyPreseed },
+  "instance.copy": { keys: instanceKey, perform: (services, { id }, context) => copyState(services, id, context) },
+  "preseed.copy": { keys: preseedKey, perform: takeCopy },
   "preseed.release": {
     keys: preseedKey,
     async perform(services, args, context) {

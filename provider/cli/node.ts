@@ -1,4 +1,5 @@
-import { digestSchema, type JobEvent, type OverlayStatus } from "../agent/protocol.ts";
+import { type JobEvent } from "../agent/jobProtocol.ts";
+import { digestSchema, type OverlayStatus } from "../agent/protocol.ts";
 import type { Readable } from "node:stream";
 import type { AgentClient } from "../agent/clientTypes.ts";
 import { CloudletError } from "../core/errors.ts";

@@ -150,6 +150,8 @@ export interface Live {
   /** Bytes that its disk and volumes take up here, and will on the target. */
   diskBytes(guest: Guest): Promise<number>;
   depart(guest: Guest, known: { images: CommonImages; former: FormerCopy }, progress: Progress): Promise<LiveDeparture>;
+  /** Writes to a file what such a copy holds (`FormerCopy.path`), of a guest that runs on meanwhile. */
+  copy(guest: Guest, parts: { images: CommonImages; path: string }, progress: Progress): Promise<void>;
   /** The guest runs on here, and nothing is left of an attempt to move it. Of one whose process has gone, nothing is done. */
   stay(guest: Guest): Promise<void>;
   /** Makes the guest's files and starts its process, which waits for what arrives. The guest must not be there. */

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { Jobs } from "../../provider/agent/jobs.ts";
 import type { JobContext } from "../../provider/agent/jobs.ts";
 import { KeyedLock } from "../../provider/agent/keyedLock.ts";
-import type { JobEvent } from "../../provider/agent/protocol.ts";
+import type { JobEvent } from "../../provider/agent/jobProtocol.ts";
 
 let directory = "";
 beforeEach(() => {

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { Readable } from "node:stream";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { createAgentClient, jobId } from "../../provider/agent/client.ts";
-import type { JobEvent } from "../../provider/agent/protocol.ts";
+import type { JobEvent } from "../../provider/agent/jobProtocol.ts";
 import { Jobs } from "../../provider/agent/jobs.ts";
 import { createAgentServer } from "../../provider/agent/server.ts";
 import { verbTable } from "../../provider/agent/verbs.ts";

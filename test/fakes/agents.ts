@@ -10,6 +10,7 @@ import type {
   PreseedStatus,
   Verb,
   VerbArgs,
+  VerbResult,
 } from "../../provider/agent/protocol.ts";
 import type { Context, LocalBlob } from "../../provider/core/context.ts";
 import { CloudletError } from "../../provider/core/errors.ts";
@@ -24,6 +25,8 @@ export class FakeNode {
   readonly blobs = new Set<string>();
   readonly images = new Map<string, ImageStatus>();
   readonly overlays = new Map<string, OverlayStatus>();
+  /** Ids of cloudlets of which something of their own is there. */
+  readonly copies = new Set<string>();
   readonly preseeds = new Map<string, PreseedStatus & { digests: string[] }>();
   /** What builds were given to log in with. */
   readonly logins: Login[] = [];
@@ -55,6 +58,7 @@ export class FakeNode {
       "overlay.keep": ({ name, owner, digest }) => this.#keepOverlay(name, owner, digest),
       "overlay.release": ({ name, owner }) => void this.overlays.delete(`${owner} ${name}`),
       "preseed.apply": (wanted) => this.#preseed(wanted),
+      "instance.copy": () => ({}),
       "preseed.release": ({ id, owner }) => void this.preseeds.delete(`${owner} ${id}`),
       "instance.apply": ({ spec }) => void this.instances.set(spec.id, statusOf(spec)),
       "instance.remove": ({ id }) => void this.instances.delete(id),
@@ -71,15 +75,16 @@ export class FakeNode {
     return { bytesTransferred: 1000, bytesAvoided: 0, from: [from.node] };
   }
 
-  #preseed({ id, owner, base, build, overlay, offers }: VerbArgs<"preseed.apply">): PreseedStatus {
+  #preseed({ id, owner, base, build, overlay, offers }: VerbArgs<"preseed.apply">): VerbResult<"preseed.apply"> {
     const digests = [base, build, overlay].flatMap((digest) => digest ?? []);
     const missing = digests.filter((digest) => !this.blobs.has(digest));
     const before = this.preseeds.get(`${owner} ${id}`);
-    if (before !== undefined && missing.length === 0) return before;
+    const hasCopy = this.copies.has(id);
+    if (before !== undefined && missing.length === 0) return { ...before, hasCopy };
     if (missing.length > 0) this.#fetch(missing, offers);
     const cost = { bytesTransferred: 1000 * missing.length, bytesAvoided: 1000 * (digests.length - missing.length), totalMillis: 5 };
     this.preseeds.set(`${owner} ${id}`, { ...cost, digests });
-    return cost;
+    return { ...cost, hasCopy };
   }
 
   #keepImage({ name, owner, digest, arrival }: VerbArgs<"image.keep">): ImageStatus {

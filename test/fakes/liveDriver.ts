@@ -1,3 +1,4 @@
+import { writeFile } from "node:fs/promises";
 import type { Guest, Live, LiveArrival, LiveDeparture, LiveRound } from "../../provider/hypervisors/types.ts";
 import type { FakeDriver } from "./driver.ts";
 
@@ -22,6 +23,10 @@ export class FakeLive implements Live {
 
   diskBytes(): Promise<number> {
     return Promise.resolve(this.bytes);
+  }
+
+  async copy(guest: Guest, { path }: { path: string }): Promise<void> {
+    await writeFile(path, this.#driver.guests.get(guest.name)?.contents ?? "");
   }
 
   depart(guest: Guest): Promise<LiveDeparture> {

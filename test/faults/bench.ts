@@ -2,7 +2,8 @@ import { readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
 import { basename, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
-import { jobEventSchema, paths } from "../../provider/agent/protocol.ts";
+import { jobEventSchema } from "../../provider/agent/jobProtocol.ts";
+import { paths } from "../../provider/agent/protocol.ts";
 import type { Outcome } from "../engine.ts";
 import type { Declaration, GatewayName, Gateways, Kind } from "../gateways.ts";
 

@@ -13,7 +13,7 @@ interface Rule {
 
 const builtins = /^node:/;
 const core = /^provider\/core\//;
-const protocol = /^provider\/agent\/(protocol|factsProtocol|handoffProtocol)\.ts$/;
+const protocol = /^provider\/agent\/(protocol|factsProtocol|handoffProtocol|jobProtocol)\.ts$/;
 const driverContract = /^provider\/hypervisors\/types\.ts$/;
 // what reads an overlay's manifest and index, on a node or not
 const overlayFormat = /^provider\/synthesis\/(manifest|manifestCheck|overlay)\.ts$/;

@@ -5,7 +5,8 @@ import type { TLSSocket } from "node:tls";
 import { z } from "zod";
 import { CloudletError, codeOf, errorCodes, type ErrorCode } from "../../core/errors.ts";
 import { dialPinned } from "../pinnedTls.ts";
-import { jobErrorSchema, type MoveTarget } from "../protocol.ts";
+import { jobErrorSchema } from "../jobProtocol.ts";
+import { type MoveTarget } from "../protocol.ts";
 import { takenSchema } from "./wire.ts";
 
 const answerMillis = 10_000;

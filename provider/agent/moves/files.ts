@@ -3,7 +3,8 @@ import { join } from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "../durable.ts";
 import { budgetSchema, moveReportSchema } from "../handoffProtocol.ts";
-import { digestSchema, guestName, jobErrorSchema, moveTargetSchema } from "../protocol.ts";
+import { jobErrorSchema } from "../jobProtocol.ts";
+import { digestSchema, guestName, moveTargetSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
 /** What the source writes down of a move. */

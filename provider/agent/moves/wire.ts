@@ -1,6 +1,7 @@
 import { z } from "zod";
 import { handoffEventSchema, moveReportSchema } from "../handoffProtocol.ts";
-import { digestSchema, jobErrorSchema, kindSchema, portSchema } from "../protocol.ts";
+import { jobErrorSchema } from "../jobProtocol.ts";
+import { digestSchema, kindSchema, portSchema } from "../protocol.ts";
 import { recipeSchema } from "./recipe.ts";
 
 /** Where a move stands on the target, as the source sees it. */

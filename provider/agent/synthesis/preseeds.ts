@@ -1,6 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import type { JobContext } from "../jobs.ts";
-import type { PreseedStatus, VerbArgs } from "../protocol.ts";
+import type { PreseedStatus, VerbArgs, VerbResult } from "../protocol.ts";
 import type { Services } from "../services.ts";
 import { fetchBlobs } from "./fetch.ts";
 import type { KeptPreseed } from "./kept.ts";
@@ -13,18 +13,19 @@ export async function applyPreseed(
   services: Services,
   { id: name, offers, ...rest }: VerbArgs<"preseed.apply">,
   context: JobContext,
-): Promise<PreseedStatus> {
+): Promise<VerbResult<"preseed.apply">> {
+  const hasCopy = await services.formerCopies.has(name);
   const held: Held = { name, ...rest };
   const before = await services.preseeds.read(name, held.owner);
   const same = before !== undefined && isDeepStrictEqual(partsOf(before), partsOf(held));
-  if (same && before.cost !== undefined && (await isWhole(services, held))) return before.cost;
+  if (same && before.cost !== undefined && (await isWhole(services, held))) return { ...before.cost, hasCopy };
   // written down first, so that nothing of it is collected while the rest is coming
   await services.preseeds.write(held);
   context.step("held");
   try {
     const cost = await bring(services, { held, offers }, context);
     await services.preseeds.write({ ...held, cost });
-    return cost;
+    return { ...cost, hasCopy };
   } catch (error) {
     // nobody would release it; what has come stays for a day, for the next attempt
     await services.preseeds.remove(name, held.owner);
@@ -38,6 +39,7 @@ export async function releasePreseed(services: Services, { id, owner }: VerbArgs
   const held = await services.preseeds.read(id, owner);
   if (held === undefined) return;
   await services.preseeds.remove(id, owner);
+  await services.formerCopies.remove(id);
   context.step("released");
   await forget(services, held);
   context.step("collected");

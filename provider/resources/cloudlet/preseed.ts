@@ -1,4 +1,4 @@
-import type { PreseedStatus } from "../../agent/protocol.ts";
+import type { VerbResult } from "../../agent/protocol.ts";
 import type { Context } from "../../core/context.ts";
 import type { Issue } from "../../core/define.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
@@ -40,9 +40,10 @@ export function explainPreseed(want: Partial<Inputs>, old: Partial<Inputs> | und
  */
 export async function preseed(want: Inputs, old: Known | undefined, context: Context): Promise<void> {
   const nodes = reaches(want);
+  const lacking: Reach[] = [];
   for (const taker of nodes) {
     try {
-      await supply(want, taker, context);
+      if (!(await supply(want, taker, context)).hasCopy) lacking.push(taker);
     } catch (error) {
       if (context.signal.aborted || codeOf(error) === "BUG") throw error;
       context.warn(
@@ -50,6 +51,7 @@ export async function preseed(want: Inputs, old: Known | undefined, context: Con
       );
     }
   }
+  await sendCopies(want, lacking, context);
   const left = old?.preseedConnections.filter(({ hypervisor }) => !nodes.some((node) => node.hypervisor === hypervisor)) ?? [];
   for (const reach of left) await release(want, reach, context);
 }
@@ -81,18 +83,42 @@ function reaches(want: Pick<Inputs, "handoff" | "hypervisor" | "preseedConnectio
   return elsewhere(want).flatMap((other) => want.preseedConnections.find(({ hypervisor }) => hypervisor === other) ?? []);
 }
 
-async function supply(want: Inputs, taker: Reach, context: Context): Promise<PreseedStatus> {
+async function supply(want: Inputs, taker: Reach, context: Context): Promise<VerbResult<"preseed.apply">> {
   const { owner, base, build, overlay } = toSpec(want);
   const parts = { base: base.digest, ...(build && { build: build.digest }), ...(overlay && { overlay: overlay.digest }) };
   const agent = await context.agent(taker.connection);
   const id = idOf(want);
-  const here = { hypervisor: want.hypervisor, connection: want.connection, nodeAddress: want.nodeAddress };
-  const wanted = { what: `base of cloudlet "${id}"`, digests: Object.values(parts), taker, givers: [here, ...want.sources] };
+  const wanted = { what: `base of cloudlet "${id}"`, digests: Object.values(parts), taker, givers: [ownNode(want), ...want.sources] };
   const cost = await withOffers(wanted, context, (offers) =>
     agent.run("preseed.apply", { id, owner, ...parts, offers }, { ...follow(context), timeoutMillis: transferMillis }),
   );
   context.status(`${nodeOf(taker)} has what ${id} stands on (${(cost.bytesTransferred / 1e6).toFixed(1)} MB were sent)`);
   return cost;
+}
+
+/** What a running cloudlet has of its own, as it is now: worth something for a day, and needed by nobody. */
+async function sendCopies(want: Inputs, takers: readonly Reach[], context: Context): Promise<void> {
+  if (takers.length === 0) return;
+  const id = idOf(want);
+  try {
+    const { digest } = await (await context.agent(want.connection)).run("instance.copy", { id }, follow(context));
+    if (digest === undefined) return;
+    for (const taker of takers) {
+      const agent = await context.agent(taker.connection);
+      const wanted = { what: `copy of cloudlet "${id}"`, digests: [digest], taker, givers: [ownNode(want)] };
+      const { bytesTransferred } = await withOffers(wanted, context, (offers) =>
+        agent.run("preseed.copy", { id, owner: want.owner, digest, offers }, { ...follow(context), timeoutMillis: transferMillis }),
+      );
+      context.status(`${nodeOf(taker)} has what ${id} is now (${(bytesTransferred / 1e6).toFixed(1)} MB were sent)`);
+    }
+  } catch (error) {
+    if (context.signal.aborted || codeOf(error) === "BUG") throw error;
+    context.warn(`a move of cloudlet "${id}" will send all of its memory and disk: ${describeError(error)}`);
+  }
+}
+
+function ownNode({ hypervisor, connection, nodeAddress }: Inputs): Reach {
+  return { hypervisor, connection, nodeAddress };
 }
 
 async function release(have: Inputs, reach: Reach, context: Context): Promise<void> {

@@ -169,6 +169,22 @@ describe("a guest of QEMU that is moved while it runs", () => {
     expect(differingPages(await memoryOf(guest), await memoryOf(twin))).toEqual([]);
   });
 
+  it("sends only what has changed since a copy was made ahead, and runs on while that is made", async () => {
+    const guest = await boot("ahead");
+    await shell(guest, `dd if=/dev/urandom of=/dev/shm/blob bs=4096 count=2000 2>/dev/null; (${counting}) >/dev/null 2>&1 &`);
+    const twin = await elsewhere(guest, "expected");
+    const before = await count(guest);
+    await live.copy(guest, { images: images(guest), path: formerOf(twin) }, progress);
+    expect(await count(guest)).toBeGreaterThan(before);
+    const { departure, arrival } = await begin(guest, twin);
+    const round = await pass(departure.round(progress.signal), arrival);
+    console.log("after a copy", round);
+    expect(round.bytes).toBeLessThan(15_000_000);
+    expect(round.knownBytes).toBeGreaterThan(40_000_000);
+    await end({ departure, arrival });
+    expect(differingPages(await memoryOf(guest), await memoryOf(twin))).toEqual([]);
+  });
+
   it("has every byte of its memory there, also what one process writes again and again", async () => {
     const guest = await boot("writes");
     await shell(guest, "(while :; do i=$((i+1)); done) >/dev/null 2>&1 &");

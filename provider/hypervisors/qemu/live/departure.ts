@@ -120,6 +120,11 @@ export class Departure {
     return this.#counted(this.#lastRound(signal, onPaused));
   }
 
+  /** Keeps what was read so far as if the guest had left. */
+  async keep(): Promise<void> {
+    await this.#parts.kept.keep();
+  }
+
   /** Closes what is this side's. What is QEMU's own is taken away by `stay`. */
   async close(): Promise<void> {
     this.#idle = false;

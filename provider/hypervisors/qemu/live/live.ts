@@ -46,6 +46,7 @@ export function createLive(surroundings: () => Promise<Surroundings>): Live {
   return {
     shape: async (guest) => shapeOf(guest),
     diskBytes,
+    copy: async (guest, parts, progress) => copy(guest, parts, { around: await surroundings(), progress }),
     depart: async (guest, known, progress) => depart(guest, known, { around: await surroundings(), progress }),
     stay,
     receive: async (guest, { shape, images, former }, progress) =>
@@ -93,30 +94,57 @@ async function diskBytes(guest: Guest): Promise<number> {
 
 async function depart(
   guest: Guest,
+  known: { images: CommonImages; former: FormerCopy },
+  context: { around: Surroundings; progress: Progress },
+): Promise<LiveDeparture> {
+  const { departure, views } = await openDeparture(guest, known, context);
+  const { cores } = guest.spec.resources;
+  return {
+    round: (signal) => departure.round(signal),
+    remaining: (signal) => departure.remaining(signal),
+    last: (signal, onPaused) =>
+      departure.last(signal, () => {
+        onPaused();
+        // QEMU itself has everything to do now
+        limitProcessor(guest.name, { cores, percent: 0 }).catch(() => undefined);
+      }),
+    throttle: (percent) => limitProcessor(guest.name, { cores, percent }),
+    close: () => departure.close().finally(() => views.close()),
+  };
+}
+
+/** A first round that goes nowhere. */
+async function copy(
+  guest: Guest,
+  { images, path }: { images: CommonImages; path: string },
+  context: { around: Surroundings; progress: Progress },
+): Promise<void> {
+  const known = { images, former: { path, onTarget: Buffer.alloc(0) } };
+  const { departure, views } = await openDeparture(guest, known, context);
+  try {
+    for await (const _ of departure.round(context.progress.signal).records);
+    await departure.keep();
+  } finally {
+    await departure.close();
+    await views.close();
+    await stay(guest);
+  }
+}
+
+async function openDeparture(
+  guest: Guest,
   { images, former }: { images: CommonImages; former: FormerCopy },
   { around, progress }: { around: Surroundings; progress: Progress },
-): Promise<LiveDeparture> {
+): Promise<{ departure: Departure; views: Views }> {
   // what an attempt has left that was cut off
   await stay(guest);
   const trimmed = trim(guest, progress.status);
   const views = await openViews([images.disk, ...(images.memory === undefined ? [] : [images.memory])], progress.signal);
   try {
-    const { cores } = guest.spec.resources;
     const known = await Images.indexed(views.paths, former.onTarget, progress.signal);
     await trimmed;
     const departure = await Departure.open(guest, { images: known, former: former.path }, { around, progress });
-    return {
-      round: (signal) => departure.round(signal),
-      remaining: (signal) => departure.remaining(signal),
-      last: (signal, onPaused) =>
-        departure.last(signal, () => {
-          onPaused();
-          // QEMU itself has everything to do now
-          limitProcessor(guest.name, { cores, percent: 0 }).catch(() => undefined);
-        }),
-      throttle: (percent) => limitProcessor(guest.name, { cores, percent }),
-      close: () => departure.close().finally(() => views.close()),
-    };
+    return { departure, views };
   } catch (error) {
     await views.close();
     await stay(guest);
@@ -258,7 +286,12 @@ async function makeFiles(guest: Guest, { diskBytes, volumeBytes }: Shape): Promi
   }
 }
 
-async function openViews(files: readonly string[], signal: AbortSignal): Promise<{ paths: string[]; close(): Promise<void> }> {
+interface Views {
+  paths: string[];
+  close(): Promise<void>;
+}
+
+async function openViews(files: readonly string[], signal: AbortSignal): Promise<Views> {
   const views: RawView[] = [];
   const close = async (): Promise<void> => void (await Promise.all(views.map((view) => view.close())));
   try {
