@@ -15,7 +15,7 @@ import { guestResources } from "./workload.ts";
 
 const baselines = { live: liveMigration, suspend: suspendCopyResume, full: fullCopyBoot };
 const wayOf = { live: "live migration", suspend: "suspend, copy, resume", full: "full copy, boot" } as const;
-const names = ["handoff", "return", ...(Object.keys(baselines) as (keyof typeof baselines)[]), "sizes"] as const;
+const names = ["handoff", "return", "preseeded", ...(Object.keys(baselines) as (keyof typeof baselines)[]), "sizes"] as const;
 
 const help = `Measures how a running cloudlet moves from one gateway to the other, as a subscriber sees it, beside what one does without:
 QEMU's own live migration, suspending and copying, copying the disk and booting. Real QEMU on lab hosts; needs root.
@@ -28,6 +28,7 @@ What is measured replaces what the report had of it; the rest stays.
   --delays   milliseconds that are added to each round trip (default: 0,50)
   --ways     ${names.join(", ")} (default: all)
              return: back to where it was, after a handoff, which is measured as well
+             preseeded: a handoff to where a copy of it was sent before
              sizes: handoffs of guests with ${sizesMib.join(", ")} MiB at ${sizesLink} Mbit/s without delay
   --out      directory of the report (default: docs/benchmarks)`;
 
@@ -47,7 +48,7 @@ if (values.help) {
 const links = values.links.split(",").map(Number);
 const delays = values.delays.split(",").map(Number);
 const chosen = names.filter((name) => values.ways.split(",").includes(name));
-/** Between a handoff and the return. */
+/** Between a handoff and the return, and between a copy and the handoff. */
 const stayMillis = 10_000;
 const mostMillis = 3_600_000;
 const answerMillis = 300_000;
@@ -116,17 +117,40 @@ async function handoff(gateways: TwoGateways, link: Link, [from, to]: readonly [
 }
 
 async function* handoffs(gateways: TwoGateways, memory: OverlayStatus, place: Link): AsyncGenerator<Cell> {
-  const { agents, base } = gateways;
   const cell = { ...place, memoryMib: memory.resources.memoryMib };
+  const usual = cell.memoryMib === guestResources.memoryMib;
+  if (!usual || chosen.includes("handoff") || chosen.includes("return"))
+    yield* withGuest(gateways, memory, async function* () {
+      const outcome = await orFailed(handoff(gateways, place, ["gw1", "gw2"]));
+      yield { way: "handoff", ...cell, outcome };
+      if (!chosen.includes("return") || !usual || "failed" in outcome) return;
+      await sleep(stayMillis);
+      yield { way: "return", ...cell, outcome: await orFailed(handoff(gateways, place, ["gw2", "gw1"])) };
+    });
+  if (usual && chosen.includes("preseeded"))
+    yield* withGuest(gateways, memory, async function* () {
+      await sendCopy(gateways);
+      await sleep(stayMillis);
+      yield { way: "preseeded", ...cell, outcome: await orFailed(handoff(gateways, place, ["gw1", "gw2"])) };
+    });
+}
+
+/** What a provider brings to a node of `handoff.preseed`; base and memory of the base are there anyway. */
+async function sendCopy({ agents, bench }: TwoGateways): Promise<void> {
+  const { digest } = await agents.gw1.run("instance.copy", { id: cloudlet }, { timeoutMillis: mostMillis });
+  if (digest === undefined) throw new Error("there is no copy of it");
+  const offer = await agents.gw1.run("blobs.offer", { digests: [digest], seconds: 3_600 });
+  const offers = [{ node: "gw1", ...offer, addresses: [bench.lab.hosts.gw1.address] }];
+  await agents.gw2.run("preseed.copy", { id: cloudlet, owner, digest, offers }, { timeoutMillis: mostMillis });
+}
+
+async function* withGuest(gateways: TwoGateways, memory: OverlayStatus, moves: () => AsyncGenerator<Cell>): AsyncGenerator<Cell> {
+  const { agents, base } = gateways;
   try {
     await agents.gw1.run("instance.apply", { spec: specOf(base, memory), fresh: true, offers: [] }, { timeoutMillis: answerMillis });
     const made = await agents.gw1.exec(cloudlet, { command: ["sh", "-c", moving], timeoutSeconds: 600 }, { timeoutMillis: 600_000 });
     if (made.exitCode !== 0) throw new Error(`the guest could not be made: ${made.stderr}`);
-    const outcome = await orFailed(handoff(gateways, place, ["gw1", "gw2"]));
-    yield { way: "handoff", ...cell, outcome };
-    if (!chosen.includes("return") || cell.memoryMib !== guestResources.memoryMib || "failed" in outcome) return;
-    await sleep(stayMillis);
-    yield { way: "return", ...cell, outcome: await orFailed(handoff(gateways, place, ["gw2", "gw1"])) };
+    yield* moves();
   } finally {
     // after a move that failed, the target may have no more than a reservation
     await agents.gw2.run("move.cancel", { id: cloudlet }).catch(() => undefined);
@@ -158,7 +182,7 @@ async function orFailed(measured: Promise<Measured>): Promise<Cell["outcome"]> {
 }
 
 async function* cells(gateways: TwoGateways): AsyncGenerator<Cell> {
-  const own = chosen.includes("handoff") || chosen.includes("return");
+  const own = (["handoff", "return", "preseeded"] as const).some((name) => chosen.includes(name));
   const memory = own ? await gateways.baseMemory() : undefined;
   for (const delayMillis of delays)
     for (const mbit of links) {

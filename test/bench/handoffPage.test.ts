@@ -36,7 +36,7 @@ it("each aim looks at its own links, and says so where nothing was measured", ()
   expect(verdict(cells, "gap within 2 s")).toContain("5 Mbit/s 1.500 | yes |");
   expect(verdict(cells, "return to a node")).toContain("10 Mbit/s 4.000 | yes |");
   expect(verdict(cells, "total at most 1.15")).toContain("10 Mbit/s 3.400 | 1 of 2 |");
-  expect(verdict(cells, "supplied beforehand")).toContain("| not measured | – |");
+  expect(verdict(cells, "preseeded")).toContain("| not measured | – |");
 });
 
 it("what failed is told as such, in one line of the table", () => {

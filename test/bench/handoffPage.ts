@@ -91,6 +91,7 @@ The guest has ${uniqueMib.memory} MiB of random bytes in memory and ${uniqueMib.
 
 - **handoff**: by the agents, with the budget that a cloudlet has where nothing is said; base and memory of the base are on both gateways;
 - **return**: the same, back to where it was before that handoff;
+- **preseeded**: as by the first, to a gateway that was given a copy of what is the guest's own 10 s before, as \`handoff.preseed\` does;
 - **live migration**: by QEMU's own: the disk mirrored to an NBD export, then memory by multifd through zstd, with a downtime limit of 1 s;
 - **suspend, copy, resume**: saved memory and the whole disk through \`zstd -3\`;
 - **full copy, boot**: the whole disk through \`zstd -3\`; what was in memory is lost.
@@ -123,6 +124,7 @@ function aims(cells: readonly Done[]): string {
       return best === undefined ? [] : [{ of: `${placeOf(cell)} (${best.way})`, value: by(of(cell), of(best)) }];
     });
   const slow = (cell: Done): boolean => cell.mbit !== 0 && cell.mbit < 10;
+  const atFive = usual.filter(({ way, mbit }) => way === "preseeded" && mbit === 5);
   const atTen = usual.filter(({ way, mbit }) => way === "return" && mbit === 10);
   return [
     "| Aim | Measured | Kept |",
@@ -149,7 +151,7 @@ function aims(cells: readonly Done[]): string {
       1,
       ours.filter(({ mbit }) => papers.has(mbit)).map(named(({ mbit, totalSeconds }) => totalSeconds / (papers.get(mbit) ?? 0))),
     ),
-    aim("supplied beforehand (`handoff.preseed`, which is not there): total within 5 s at 5 Mbit/s", 5, []),
+    aim("preseeded: total within 5 s at 5 Mbit/s", 5, atFive.map(named(totalOf))),
     aim("return to a node visited before: total within 5 s at 10 Mbit/s", 5, atTen.map(named(totalOf))),
     aim("gap does not grow with memory: seconds over that of the smallest", 0.2, sizes(cells)),
   ].join("\n");

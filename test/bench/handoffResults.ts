@@ -2,7 +2,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 
-export const ways = ["handoff", "return", "live migration", "suspend, copy, resume", "full copy, boot"] as const;
+export const ways = ["handoff", "return", "preseeded", "live migration", "suspend, copy, resume", "full copy, boot"] as const;
 export type Way = (typeof ways)[number];
 
 const measuredSchema = z.object({
