@@ -61,10 +61,15 @@ export interface HypervisorLxdArgs {
 }
 
 export interface CloudletCapacityArgs {
+  /** Processor cores of the node. */
   cores: pulumi.Input<number>;
+  /** Memory of the node in MiB. */
   memoryMib: pulumi.Input<number>;
+  /** What the node's processor can do, in the words of /proc/cpuinfo. */
   cpuFlags?: pulumi.Input<pulumi.Input<string>[]> | undefined;
+  /** Machine types that QEMU has there. */
   machineTypes?: pulumi.Input<pulumi.Input<string>[]> | undefined;
+  /** How guests execute there. */
   accelerator?: pulumi.Input<"kvm" | "tcg" | "none"> | undefined;
 }
 
@@ -73,7 +78,7 @@ export interface BaseArgs {
   file?: pulumi.Input<string> | undefined;
   /** Name of the BaseImage; give the resource itself instead. */
   image?: pulumi.Input<string> | undefined;
-  /** SHA-256 of the image. Default: computed from `file`; set it to pin the content. */
+  /** SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has. */
   digest?: pulumi.Input<string> | undefined;
   /** The BaseImage's saved memory; the SDK takes it from the resource. */
   memory?: pulumi.Input<BaseMemoryArgs> | undefined;
@@ -125,24 +130,35 @@ export interface CloudletOverlayArgs {
 }
 
 export interface CloudletOverlaySourceArgs {
+  /** Path of an overlay that was exported. */
   file?: pulumi.Input<string> | undefined;
+  /** OCI reference of an overlay that was pushed. */
   image?: pulumi.Input<string> | undefined;
 }
 
 export interface CloudletMadeArgs {
+  /** The kind of hypervisor it is for. */
   kind: pulumi.Input<"kvm" | "lxd">;
+  /** SHA-256 of the image that it stands on. */
   base: pulumi.Input<string>;
+  /** The Hypervisor that keeps it. */
   builder: pulumi.Input<string>;
+  /** What the guest had while it was built. */
   resources: pulumi.Input<ResourcesArgs>;
+  /** Changed pages of the memory, decompressed. */
   memoryBytes: pulumi.Input<number>;
 }
 
 export interface MachineArgs {
   /** QEMU's machine type, pinned. */
   type: pulumi.Input<string>;
+  /** How the guest was executed: kvm = hardware, tcg = software emulation. */
   accelerator: pulumi.Input<"kvm" | "tcg">;
+  /** The processor that the guest has seen. */
   cpu: pulumi.Input<MachineCpuArgs>;
+  /** Its processor cores. */
   cores: pulumi.Input<number>;
+  /** Its memory in MiB. */
   memoryMib: pulumi.Input<number>;
 }
 
@@ -170,8 +186,8 @@ export interface CloudletHydrateArgs {
 }
 
 export interface CloudletBuildArgs {
-  /** Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. */
-  context: pulumi.Input<string>;
+  /** Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has. */
+  context?: pulumi.Input<string> | undefined;
   /** Shell command run in that directory, in the cloudlet, for each new version. */
   command?: pulumi.Input<string> | undefined;
   /** Shell command that runs the application. */

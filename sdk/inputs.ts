@@ -61,7 +61,7 @@ export interface CloudletInputs {
   name?: pulumi.Input<string> | undefined;
   /** The EdgeCluster it belongs to. */
   cluster: pulumi.Input<string>;
-  /** The application it serves. Default: the cluster's; another one is refused. */
+  /** The application it serves, as a check: one that is not the cluster's is refused. */
   application?: pulumi.Input<string> | undefined;
   /** The Hypervisor it runs on. A change moves the cloudlet with its state, in place. */
   hypervisor: pulumi.Input<string>;
@@ -143,7 +143,7 @@ export interface OverlayInputs {
   file?: pulumi.Input<string> | undefined;
   /** OCI reference of an overlay that was pushed, instead of building one. */
   image?: pulumi.Input<string> | undefined;
-  /** Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`. */
+  /** Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has. */
   digest?: pulumi.Input<string> | undefined;
   /** What delete does when the node cannot be reached: fail and keep the state, or forget the resource for a node that will never come back. Default: "fail". */
   onUnreachable?: pulumi.Input<"fail" | "forget"> | undefined;

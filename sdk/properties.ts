@@ -104,8 +104,6 @@ export interface CloudletProperties extends pulumi.CustomResource {
   readonly owner: pulumi.Output<string>;
   /** The EdgeCluster it belongs to. */
   readonly cluster: pulumi.Output<string>;
-  /** The application it serves. Default: the cluster's; another one is refused. */
-  readonly application: pulumi.Output<string | undefined>;
   /** The Hypervisor it runs on. A change moves the cloudlet with its state, in place. */
   readonly hypervisor: pulumi.Output<string>;
   /** How to reach the node; the SDK takes it from the resource that is named. */

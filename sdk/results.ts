@@ -13,14 +13,17 @@ export interface GetNodeResult {
 }
 
 export interface GetHypervisorResult {
+  /** `kvm` or `lxd`. */
   kind: "kvm" | "lxd";
   /** Every project/stack that declared it; the last one to go removes it. */
   owners: string[];
+  /** Version that the hypervisor reports. */
   version: string;
   /** kvm = hardware, tcg = software emulation, none = containers. */
   accelerator: "kvm" | "tcg" | "none";
   /** QEMU's machine types there, aliases left out; none for containers. */
   machineTypes: string[];
+  /** What its cloudlets can have or do that those of other kinds may lack. */
   abilities: string[];
   /** Ids of the cloudlets that this node owns. */
   cloudlets: string[];
@@ -63,8 +66,11 @@ export interface GetCloudletLogsResult {
 }
 
 export interface ExecInCloudletResult {
+  /** What the command wrote to its standard output. */
   stdout: string;
+  /** What it wrote to its standard error. */
   stderr: string;
+  /** How it ended; 0 is success. */
   exitCode: number;
 }
 
@@ -74,8 +80,11 @@ export interface GetUtilizationResult {
 }
 
 export interface GetCloudletPort {
+  /** Port inside the cloudlet. */
   port: number;
+  /** Port on the node. */
   hostPort: number;
+  /** Transport protocol. */
   protocol: "tcp" | "udp";
 }
 

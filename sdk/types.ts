@@ -49,36 +49,54 @@ export interface ConnectionProxy {
 }
 
 export interface Facts {
+  /** Name that the machine has for itself. */
   hostname: string;
   /** Identifies the machine: contents of /etc/machine-id, or the digest of the host key where there is none. */
   machineId: string;
+  /** The operating system. */
   os: FactsOs;
+  /** Release of the running kernel. */
   kernel: string;
+  /** `x86_64`, `aarch64` and so on, as `uname -m` says. */
   architecture: string;
+  /** Processor cores. */
   cores: number;
+  /** Memory in MiB. */
   memoryMib: number;
+  /** The processor's name. */
   cpuModel: string;
+  /** What the processor can do, in the words of /proc/cpuinfo. */
   cpuFlags: string[];
+  /** The file systems of `/` and of what the agent keeps. */
   disks: FactsDisk[];
+  /** Whether guests execute with hardware acceleration. */
   virtualisation: FactsVirtualisation;
+  /** Whether systemd runs there. */
   systemd: boolean;
 }
 
 export interface FactsOs {
+  /** `debian`, `ubuntu` and so on, as in /etc/os-release. */
   id: string;
+  /** Its VERSION_ID, such as `12`. */
   version: string;
+  /** Its name in full. */
   name: string;
 }
 
 export interface FactsDisk {
+  /** Where it is mounted. */
   mount: string;
+  /** Its size in MiB. */
   totalMib: number;
+  /** What is free of it, in MiB. */
   freeMib: number;
 }
 
 export interface FactsVirtualisation {
   /** True only when a guest really executed with hardware acceleration. */
   kvm: boolean;
+  /** How that is known, or why it is not so. */
   reason: string;
 }
 
@@ -105,10 +123,15 @@ export interface HypervisorCapacity {
 }
 
 export interface CloudletCapacity {
+  /** Processor cores of the node. */
   cores: number;
+  /** Memory of the node in MiB. */
   memoryMib: number;
+  /** What the node's processor can do, in the words of /proc/cpuinfo. */
   cpuFlags?: string[];
+  /** Machine types that QEMU has there. */
   machineTypes?: string[];
+  /** How guests execute there. */
   accelerator?: "kvm" | "tcg" | "none";
 }
 
@@ -117,7 +140,7 @@ export interface Base {
   file?: string;
   /** Name of the BaseImage; give the resource itself instead. */
   image?: string;
-  /** SHA-256 of the image. Default: computed from `file`; set it to pin the content. */
+  /** SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has. */
   digest?: string;
   /** The BaseImage's saved memory; the SDK takes it from the resource. */
   memory?: BaseMemory;
@@ -169,24 +192,35 @@ export interface CloudletOverlay {
 }
 
 export interface CloudletOverlaySource {
+  /** Path of an overlay that was exported. */
   file?: string;
+  /** OCI reference of an overlay that was pushed. */
   image?: string;
 }
 
 export interface CloudletMade {
+  /** The kind of hypervisor it is for. */
   kind: "kvm" | "lxd";
+  /** SHA-256 of the image that it stands on. */
   base: string;
+  /** The Hypervisor that keeps it. */
   builder: string;
+  /** What the guest had while it was built. */
   resources: Resources;
+  /** Changed pages of the memory, decompressed. */
   memoryBytes: number;
 }
 
 export interface Machine {
   /** QEMU's machine type, pinned. */
   type: string;
+  /** How the guest was executed: kvm = hardware, tcg = software emulation. */
   accelerator: "kvm" | "tcg";
+  /** The processor that the guest has seen. */
   cpu: MachineCpu;
+  /** Its processor cores. */
   cores: number;
+  /** Its memory in MiB. */
   memoryMib: number;
 }
 
@@ -214,8 +248,8 @@ export interface CloudletHydrate {
 }
 
 export interface CloudletBuild {
-  /** Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. */
-  context: string;
+  /** Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has. */
+  context?: string;
   /** Shell command run in that directory, in the cloudlet, for each new version. */
   command?: string;
   /** Shell command that runs the application. */
@@ -279,6 +313,7 @@ export interface ReadyHttp {
 }
 
 export interface CloudletProvision {
+  /** `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk. */
   rung: "resume" | "lazy" | "boot";
   /** Why this rung and no better one. */
   reason: string;
@@ -308,12 +343,17 @@ export interface CloudletPreseeded {
 export interface LastMove {
   /** live: memory, disk and volumes of a running guest; cold: disk and volumes; state: volumes and state files between hypervisor kinds. */
   mode: "cold" | "state" | "live";
+  /** Name of the node it left. */
   from: string;
+  /** Name of the node it came to. */
   to: string;
+  /** From node to node, or through the operator's machine. */
   route: "direct" | "operator";
+  /** Bytes that were sent, compressed. */
   bytesSent: number;
   /** Bytes of the cloudlet that the target already had. */
   bytesAvoided: number;
+  /** From its begin until the application answered on the target. */
   totalMillis: number;
   /** From the stop on the source to the first successful readiness check on the target. */
   downtimeMillis: number;
@@ -324,7 +364,9 @@ export interface LastMove {
 }
 
 export interface LastMovePredicted {
+  /** Of the whole move. */
   totalMillis: number;
+  /** Of the pause. */
   downtimeMillis: number;
 }
 
@@ -337,6 +379,7 @@ export interface LastMoveRound {
   rawBytes: number;
   /** Bytes on the wire, compressed. */
   bytes: number;
+  /** How long it took. */
   millis: number;
   /** Level of the compression. */
   level: number;

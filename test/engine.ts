@@ -37,6 +37,8 @@ export interface TestStack {
   /** `interrupt` does what Ctrl-C does. */
   up(program?: PulumiFn, interrupt?: AbortSignal): Promise<Outcome>;
   refresh(): Promise<Outcome>;
+  /** What `pulumi import TYPE NAME ID` does, for each of these. */
+  import(resources: { type: string; name: string; id: string }[]): Promise<Outcome>;
   destroy(): Promise<Outcome>;
   /** The stack's resources as stored, secrets encrypted. */
   state(): Promise<StoredResource[]>;
@@ -101,6 +103,8 @@ export async function openStack({
       outcome((recorder) => made.up({ ...recorder, ...(interrupt && { signal: interrupt }) }))
     ),
     refresh: () => outcome((recorder) => made.refresh(recorder)),
+    // code would need a language's own program; nothing that is protected could be destroyed
+    import: (resources) => outcome(({ onOutput }) => made.import({ resources, onOutput, protect: false, generateCode: false })),
     destroy: () => outcome((recorder) => made.destroy(recorder)),
     stateText: stored,
     async state() {
@@ -138,7 +142,12 @@ export async function fillProgramFolder(directory: string): Promise<void> {
 
 /** Offline, with a home and a backend of its own. */
 export function engineEnvironment(directory: string, engine = pulumiPath()): Record<string, string> {
-  const bin = [dirname(engine), join(repository, "node_modules", "@pulumi", "pulumi"), join(repository, "node_modules", ".bin")];
+  const bin = [
+    dirname(engine),
+    join(repository, "node_modules", "@pulumi", "pulumi"),
+    join(repository, "node_modules", ".bin"),
+    join(repository, "test", "languageHost"),
+  ];
   return {
     PATH: [...bin, process.env["PATH"] ?? ""].join(":"),
     PULUMI_HOME: join(directory, "home"),

@@ -12,7 +12,6 @@ import { engineEnvironment, programFolder } from "./engine.ts";
 import { createLab, type Lab } from "./lab/lab.ts";
 
 const example = resolve(import.meta.dirname, "../examples/pull-request-preview");
-const languageHost = resolve(import.meta.dirname, "languageHost");
 
 export interface Ran {
   code: number | null;
@@ -33,9 +32,8 @@ export class Checkout {
   static async open(): Promise<Checkout> {
     const directory = await programFolder();
     for (const name of ["ci.sh", "index.ts", "Pulumi.yaml"]) await cp(join(example, name), join(directory, name));
-    const { PATH = "", ...env } = engineEnvironment(directory);
     const store = join(directory, "store");
-    return new Checkout(directory, { ...env, PATH: `${languageHost}:${PATH}`, PULUMI_STACK: "dev", CLOUDLET_STORE_PATH: store });
+    return new Checkout(directory, { ...engineEnvironment(directory), PULUMI_STACK: "dev", CLOUDLET_STORE_PATH: store });
   }
 
   /** A job: `secrets` are in its environment. */

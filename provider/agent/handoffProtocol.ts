@@ -16,7 +16,7 @@ export const roundSchema = z.object({
   blocks: z.int().describe("Blocks of the disk that it sent."),
   rawBytes: z.int().describe("Bytes of those pages and blocks."),
   bytes: z.int().describe("Bytes on the wire, compressed."),
-  millis: z.int(),
+  millis: z.int().describe("How long it took."),
   level: z.int().describe("Level of the compression."),
   throttlePercent: z.int().describe("How much the guest was slowed down meanwhile."),
 });
@@ -28,15 +28,15 @@ export const moveReportSchema = z.object({
     .describe(
       "live: memory, disk and volumes of a running guest; cold: disk and volumes; state: volumes and state files between hypervisor kinds.",
     ),
-  from: z.string(),
-  to: z.string(),
-  route: z.enum(["direct", "operator"]),
-  bytesSent: z.int(),
+  from: z.string().describe("Name of the node it left."),
+  to: z.string().describe("Name of the node it came to."),
+  route: z.enum(["direct", "operator"]).describe("From node to node, or through the operator's machine."),
+  bytesSent: z.int().describe("Bytes that were sent, compressed."),
   bytesAvoided: z.int().describe("Bytes of the cloudlet that the target already had."),
-  totalMillis: z.int(),
+  totalMillis: z.int().describe("From its begin until the application answered on the target."),
   downtimeMillis: z.int().describe("From the stop on the source to the first successful readiness check on the target."),
   predicted: z
-    .object({ totalMillis: z.int(), downtimeMillis: z.int() })
+    .object({ totalMillis: z.int().describe("Of the whole move."), downtimeMillis: z.int().describe("Of the pause.") })
     .optional()
     .describe("What was expected when the guest was paused; of a live move."),
   rounds: z.array(roundSchema).optional().describe("Of a live move, in order; the last one while the guest was paused."),

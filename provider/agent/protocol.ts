@@ -49,19 +49,23 @@ export const hypervisorSpecSchema = z.object({
 export type HypervisorSpec = z.infer<typeof hypervisorSpecSchema>;
 
 export const hypervisorStatusSchema = z.object({
-  kind: kindSchema,
+  kind: kindSchema.describe("`kvm` or `lxd`."),
   owners: z.array(z.string()).describe("Every project/stack that declared it; the last one to go removes it."),
-  version: z.string(),
+  version: z.string().describe("Version that the hypervisor reports."),
   accelerator: z.enum(["kvm", "tcg", "none"]).describe("kvm = hardware, tcg = software emulation, none = containers."),
   machineTypes: z.array(z.string()).describe("QEMU's machine types there, aliases left out; none for containers."),
-  abilities: z.array(z.string()),
+  abilities: z.array(z.string()).describe("What its cloudlets can have or do that those of other kinds may lack."),
   cloudlets: z.array(z.string()).describe("Ids of the cloudlets that this node owns."),
 });
 export type HypervisorStatus = z.infer<typeof hypervisorStatusSchema>;
 
 // --- cloudlets -------------------------------------------------------------------------------------
 
-export const portSchema = z.object({ port: z.int(), hostPort: z.int(), protocol: z.enum(["tcp", "udp"]) });
+export const portSchema = z.object({
+  port: z.int().describe("Port inside the cloudlet."),
+  hostPort: z.int().describe("Port on the node."),
+  protocol: z.enum(["tcp", "udp"]).describe("Transport protocol."),
+});
 export const fileSchema = z.object({ path: z.string(), content: z.string().describe("base64"), mode: z.int() });
 
 export const readySchema = z.object({
@@ -77,15 +81,17 @@ export type Ready = z.infer<typeof readySchema>;
 /** What the saved memory of a guest can be resumed on. */
 export const machineSchema = z.strictObject({
   type: z.string().min(1).describe("QEMU's machine type, pinned."),
-  accelerator: z.enum(["kvm", "tcg"]),
-  cpu: z.strictObject({
-    model: z.string().min(1).describe("QEMU's processor model."),
-    flags: z
-      .array(z.string())
-      .describe("Flags that the node's processor must have, in the words of /proc/cpuinfo; none under software emulation."),
-  }),
-  cores: z.int().min(1),
-  memoryMib: z.int().min(1),
+  accelerator: z.enum(["kvm", "tcg"]).describe("How the guest was executed: kvm = hardware, tcg = software emulation."),
+  cpu: z
+    .strictObject({
+      model: z.string().min(1).describe("QEMU's processor model."),
+      flags: z
+        .array(z.string())
+        .describe("Flags that the node's processor must have, in the words of /proc/cpuinfo; none under software emulation."),
+    })
+    .describe("The processor that the guest has seen."),
+  cores: z.int().min(1).describe("Its processor cores."),
+  memoryMib: z.int().min(1).describe("Its memory in MiB."),
 });
 export type Machine = z.infer<typeof machineSchema>;
 
@@ -95,7 +101,7 @@ export type Rung = z.infer<typeof rungSchema>;
 
 /** What the start of a cloudlet cost, and how it went. */
 export const provisionSchema = z.object({
-  rung: rungSchema,
+  rung: rungSchema.describe("`resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk."),
   reason: z.string().describe("Why this rung and no better one."),
   totalMillis: z.int().describe("Until nothing was missing on the node any more."),
   firstReplyMillis: z.int().describe("Until the first successful readiness check."),
@@ -367,28 +373,10 @@ export const execRequestSchema = z.object({
   environment: z.record(z.string(), z.string()).optional(),
   timeoutSeconds: z.int().min(1).max(3600),
 });
-export const execResultSchema = z.object({ stdout: z.string(), stderr: z.string(), exitCode: z.int() });
+export const execResultSchema = z.object({
+  stdout: z.string().describe("What the command wrote to its standard output."),
+  stderr: z.string().describe("What it wrote to its standard error."),
+  exitCode: z.int().describe("How it ended; 0 is success."),
+});
 export type ExecRequest = z.infer<typeof execRequestSchema>;
 export type InstanceExecResult = z.infer<typeof execResultSchema>;
-
-/*
- * Plain requests beside jobs (all answers JSON unless said otherwise; errors are `{error: jobError}` with a 4xx or 5xx status):
- *   GET    /v1/info                         AgentInfo
- *   GET    /v1/facts                        Facts
- *   GET    /v1/hypervisor                   HypervisorStatus, 404 where there is none
- *   GET    /v1/instances/ID                 InstanceStatus, 404 where nothing is recorded (ID is URI-encoded)
- *   GET    /v1/instances                    InstanceStatus[]
- *   GET    /v1/instances/ID/log?lines=N     text/plain
- *   GET    /v1/instances/ID/handoffs        Handoff[], newest first; empty where none is known
- *   POST   /v1/instances/ID/exec            ExecRequest -> InstanceExecResult
- *   GET    /v1/volumes/ID                   VolumeStatus, 404
- *   HEAD   /v1/blobs/DIGEST                 200 or 404; an overlay's digest: 200 only when its index and pack are there too
- *   GET    /v1/blobs/DIGEST                 the bytes, 404
- *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
- *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404; without name and owner all that are kept, each with these
- *   GET    /v1/preseeds/ID?owner=OWNER      PreseedStatus, 404 where anything of it is missing
- *   PUT    /v1/blobs/DIGEST                 body = bytes; verified, then visible; 201, or 422 INTEGRITY
- *   GET    /v1/jobs/JOB/events?from=SEQ     application/x-ndjson of JobEvent until the job has ended
- *   PUT    /v1/jobs/JOB                     JobRequest; attaches when JOB is running, else starts it
- *   DELETE /v1/jobs/JOB                     cancels
- */

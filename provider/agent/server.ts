@@ -44,6 +44,27 @@ type Handler = (options: ServerOptions, call: Call) => Promise<unknown>;
 const bodyLimit = 32 * 1024 * 1024;
 const heartbeatMillis = 10_000;
 
+/*
+ * Plain requests beside jobs (all answers JSON unless said otherwise; errors are `{error: jobError}` with a 4xx or 5xx status):
+ *   GET    /v1/info                         AgentInfo
+ *   GET    /v1/facts                        Facts
+ *   GET    /v1/hypervisor                   HypervisorStatus, 404 where there is none
+ *   GET    /v1/instances/ID                 InstanceStatus, 404 where nothing is recorded (ID is URI-encoded)
+ *   GET    /v1/instances                    InstanceStatus[]
+ *   GET    /v1/instances/ID/log?lines=N     text/plain
+ *   GET    /v1/instances/ID/handoffs        Handoff[], newest first; empty where none is known
+ *   POST   /v1/instances/ID/exec            ExecRequest -> InstanceExecResult
+ *   GET    /v1/volumes/ID                   VolumeStatus, 404
+ *   HEAD   /v1/blobs/DIGEST                 200 or 404; an overlay's digest: 200 only when its index and pack are there too
+ *   GET    /v1/blobs/DIGEST                 the bytes, 404
+ *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
+ *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404; without name and owner all that are kept, each with these
+ *   GET    /v1/preseeds/ID?owner=OWNER      PreseedStatus, 404 where anything of it is missing
+ *   PUT    /v1/blobs/DIGEST                 body = bytes; verified, then visible; 201, or 422 INTEGRITY
+ *   GET    /v1/jobs/JOB/events?from=SEQ     application/x-ndjson of JobEvent until the job has ended
+ *   PUT    /v1/jobs/JOB                     JobRequest; attaches when JOB is running, else starts it
+ *   DELETE /v1/jobs/JOB                     cancels
+ */
 const routes: Record<string, Handler> = {
   "GET /v1/info": ({ info }) => Promise.resolve(info()),
   "GET /v1/facts": ({ facts }) => facts(),

@@ -19,6 +19,8 @@ export interface FieldMeta {
   checkOnly?: boolean;
   /** Where the program leaves it out, whatever it became is right. */
   computed?: boolean;
+  /** Says where what `digest` beside it identifies comes from: no difference while that is the same, nor after an import, which cannot know it. */
+  origin?: boolean;
   /** Only what the next operation needs to reach others: stored, never compared. */
   carried?: boolean;
   /** Filled in by the SDK classes, not by users; left out of the docs. */

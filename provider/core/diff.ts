@@ -11,9 +11,15 @@ export interface Change {
 
 /** How what is wanted differs from what is there, by the input fields alone: outputs and foreign keys are not looked at. */
 export function diffInputs(inputs: z.ZodObject, have: Record<string, unknown>, want: Record<string, unknown>): Change[] {
-  return fieldsOf(inputs).flatMap((field) =>
-    diffField(field, { have: have[field.name], want: want[field.name] }, { path: [field.name], replaces: false }),
-  );
+  return diffFields(fieldsOf(inputs), { have, want }, { path: [], replaces: false });
+}
+
+/** An imported state with the origins that the program has told since. */
+export function withOrigins(inputs: z.ZodObject, have: Record<string, unknown>, told: Record<string, unknown>): Record<string, unknown> {
+  const fields = fieldsOf(inputs);
+  if (!isImported(fields, have)) return have;
+  const origins = fields.filter(({ name, meta }) => meta.origin && !isNone(told[name]));
+  return { ...have, ...Object.fromEntries(origins.map(({ name }) => [name, told[name]])) };
 }
 
 /** Without what the program says to ignore: paths in Pulumi's notation, and all below them. */
@@ -37,6 +43,30 @@ interface Place {
   replaces: boolean;
 }
 
+interface Records {
+  have: Record<string, unknown>;
+  want: Record<string, unknown>;
+}
+
+function diffFields(fields: Field[], { have, want }: Records, place: Place): Change[] {
+  const compared = isSameContent(fields, { have, want }) ? fields.filter(({ meta }) => !meta.origin) : fields;
+  return compared.flatMap((field) => diffField(field, { have: have[field.name], want: want[field.name] }, below(place, field.name)));
+}
+
+function isSameContent(fields: Field[], { have, want }: Records): boolean {
+  if (isNone(have["digest"])) return false;
+  return have["digest"] === want["digest"] || (isNone(want["digest"]) && isImported(fields, have));
+}
+
+/** What was made here always has an origin. */
+function isImported(fields: Field[], have: Record<string, unknown>): boolean {
+  return fields.every(({ name, meta, fallback }) => !meta.origin || isNone(have[name], fallback));
+}
+
+function isNone(value: unknown, fallback?: unknown): boolean {
+  return value === undefined || value === null || isDeepStrictEqual(value, fallback);
+}
+
 function diffField(field: Field, pair: Pair, place: Place): Change[] {
   if (field.meta.checkOnly || field.meta.carried) return [];
   const replaces = place.replaces || field.meta.replaces === true;
@@ -54,7 +84,7 @@ function diffField(field: Field, pair: Pair, place: Place): Change[] {
 function diffContent(field: Field, { have, want }: Pair, place: Place): Change[] | undefined {
   const { type } = field;
   if (type.kind === "object" && isRecord(have) && isRecord(want)) {
-    return type.fields.flatMap((inner) => diffField(inner, { have: have[inner.name], want: want[inner.name] }, below(place, inner.name)));
+    return diffFields(type.fields, { have, want }, place);
   }
   if (type.kind === "record" && isRecord(have) && isRecord(want)) {
     const keys = [...new Set([...Object.keys(have), ...Object.keys(want)])];

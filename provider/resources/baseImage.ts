@@ -8,13 +8,22 @@ import {
   type Makings,
   type OverlayStatus,
 } from "../agent/protocol.ts";
-import type { Context, LocalBlob } from "../core/context.ts";
+import type { Context, ImageSource, LocalBlob } from "../core/context.ts";
 import { defineResource, type CheckContext, type Issue } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
 import { keepOrBuild } from "./building.ts";
 import { readyIssues, readySchema, readyText, toReady } from "./guest.ts";
-import { imageSourceFields, oneOf, pinDigest, reachSchema, toImageSource, type Reach } from "./images.ts";
-import { hypervisorField, nameField, onUnreachableField, ownerField, parseHypervisor, removeOrForget } from "./shared.ts";
+import { imageSourceFields, memoryName, oneOf, pinDigest, reachSchema, toImageSource, type Reach } from "./images.ts";
+import {
+  adoptedPlace,
+  hypervisorField,
+  nameField,
+  onUnreachableField,
+  ownerField,
+  parseAdopted,
+  parseHypervisor,
+  removeOrForget,
+} from "./shared.ts";
 import { bring, follow, nodeOf } from "./supply.ts";
 
 const memorySchema = z.strictObject({
@@ -85,30 +94,14 @@ export const baseImage = defineResource({
   complete,
   constraints,
 
-  async observe(known, context) {
-    const found = await Promise.all(reaches(known).map((reach) => lookAt(known, reach, context)));
-    const digest = known.digest ?? found.find(({ image }) => image)?.image?.digest;
-    if (digest === undefined) return undefined;
-    const placed = found.filter(({ image, memory }) => image?.digest === digest && (!known.memory || memory));
-    const [first] = placed;
-    const memory = placed.find(({ reach }) => reach.hypervisor === builderOf(known))?.memory ?? first?.memory;
-    return {
-      ...inputs.strip().parse(known),
-      digest,
-      nodes: known.nodes.filter((node) => placed.some(({ reach }) => reach.hypervisor === node)),
-      bytes: first?.image?.bytes ?? known.bytes,
-      kind: first?.image?.kind,
-      format: first?.image?.format,
-      virtualBytes: first?.image?.virtualBytes,
-      placements: placed.map(({ reach, image }) => ({
-        node: nodeOf(reach),
-        bytesTransferred: image?.arrival?.bytesTransferred ?? 0,
-        from: image?.arrival?.from ?? "",
-      })),
-      memoryDigest: memory?.digest,
-      machine: memory?.machine,
-    };
+  adopt({ id, owner }, context) {
+    const [first = "", ...more] = id.split(",");
+    const [name = "", ...place] = parseAdopted(first, "NAME@NODE/KIND[@HOST]");
+    const connections = [place, ...more.map((text) => parseAdopted(text, "NODE/KIND[@HOST]"))].map(adoptedPlace);
+    return observe(inputs.parse({ name, owner, nodes: connections.map(({ hypervisor }) => hypervisor), connections }), context);
   },
+
+  observe,
 
   async apply(want, old, context) {
     const { digest, open } = await identify(want, old, context);
@@ -131,6 +124,34 @@ export const baseImage = defineResource({
   },
 });
 
+async function observe(
+  known: Inputs & { bytes?: number | undefined },
+  context: Context,
+): Promise<(Inputs & z.infer<typeof outputs>) | undefined> {
+  const found = await Promise.all(reaches(known).map((reach) => lookAt(known, reach, context)));
+  const digest = known.digest ?? found.find(({ image }) => image)?.image?.digest;
+  if (digest === undefined) return undefined;
+  const placed = found.filter(({ image, memory }) => image?.digest === digest && (!known.memory || memory));
+  const [first] = placed;
+  const memory = placed.find(({ reach }) => reach.hypervisor === builderOf(known))?.memory ?? first?.memory;
+  return {
+    ...inputs.strip().parse(known),
+    digest,
+    nodes: known.nodes.filter((node) => placed.some(({ reach }) => reach.hypervisor === node)),
+    bytes: first?.image?.bytes ?? known.bytes,
+    kind: first?.image?.kind,
+    format: first?.image?.format,
+    virtualBytes: first?.image?.virtualBytes,
+    placements: placed.map(({ reach, image }) => ({
+      node: nodeOf(reach),
+      bytesTransferred: image?.arrival?.bytesTransferred ?? 0,
+      from: image?.arrival?.from ?? "",
+    })),
+    memoryDigest: memory?.digest,
+    machine: memory?.machine,
+  };
+}
+
 async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ inputs: Partial<Inputs>; issues: Issue[] }> {
   const issues: Issue[] = [];
   const { file, build } = want;
@@ -151,7 +172,10 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
 function constraints(want: Partial<Inputs>, { given }: CheckContext): Issue[] {
   const { nodes = [], connections = [], memory } = want;
   const [first = ""] = nodes;
-  const issues = [...oneOf(["file", "url", "build", "image"], given), ...readyIssues(memory?.ready, "memory.ready")];
+  const sources = ["file", "url", "build", "image"];
+  // what has no source is where it was found, by its digest
+  const named = given.has("digest") && !sources.some((source) => given.has(source));
+  const issues = [...(named ? [] : oneOf(sources, given)), ...readyIssues(memory?.ready, "memory.ready")];
   for (const [index, node] of nodes.entries()) {
     if (parseHypervisor(node).kind !== parseHypervisor(first).kind)
       issues.push({
@@ -183,18 +207,13 @@ function builderOf({ memory, nodes }: Inputs): string | undefined {
   return memory?.builder ?? nodes[0];
 }
 
-/** The memory of a base is an overlay without an application, under a name that no Overlay can have. */
-function memoryName({ name }: Inputs): string {
-  return `${name}.memory`;
-}
-
 interface Found {
   reach: Reach;
   image: ImageStatus | undefined;
   memory: OverlayStatus | undefined;
 }
 
-async function lookAt(known: Known, reach: Reach, context: Context): Promise<Found> {
+async function lookAt(known: Inputs, reach: Reach, context: Context): Promise<Found> {
   const agent = await context.agent(reach.connection);
   const [image, memory] = await Promise.all([
     agent.image(known.name, known.owner),
@@ -205,13 +224,10 @@ async function lookAt(known: Known, reach: Reach, context: Context): Promise<Fou
 
 /** What the image is: pinned, or known from before and still to be had, or whatever its source gives now. */
 async function identify(want: Inputs, old: Known | undefined, context: Context): Promise<{ digest: string; open(): Promise<LocalBlob> }> {
-  const source = toImageSource(want);
-  if (source === undefined)
-    throw new CloudletError("INVALID", `image "${want.name}" has no source`, { fix: "set one of file, url, build and image" });
   const sameSource = old !== undefined && JSON.stringify(sourceOf(old)) === JSON.stringify(sourceOf(want));
   const earlier = want.digest ?? (sameSource ? old.digest : undefined);
   let blob: Promise<LocalBlob> | undefined;
-  const open = (): Promise<LocalBlob> => (blob ??= context.local.acquire(source, { ...context, digest: want.digest }));
+  const open = (): Promise<LocalBlob> => (blob ??= context.local.acquire(mustSource(want), { ...context, digest: want.digest }));
   if (
     earlier === undefined ||
     (want.digest === undefined && !(await anyHas(earlier, [...reaches(want), ...reaches(old ?? want)], context)))
@@ -219,6 +235,14 @@ async function identify(want: Inputs, old: Known | undefined, context: Context):
     return { digest: (await open()).digest, open };
   }
   return { digest: earlier, open };
+}
+
+function mustSource(want: Inputs): ImageSource {
+  const source = toImageSource(want);
+  if (source) return source;
+  throw new CloudletError("NOT_FOUND", `image "${want.name}" has no source, and no node that is reached has it`, {
+    fix: "set one of file, url, build and image",
+  });
 }
 
 function sourceOf({ file, url, build, image }: Inputs): unknown[] {

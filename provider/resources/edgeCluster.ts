@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { defineResource } from "../core/define.ts";
+import { CloudletError } from "../core/errors.ts";
 import { nameField, ownerField } from "./shared.ts";
 
 const inputs = z.strictObject({
@@ -18,6 +19,16 @@ export const edgeCluster = defineResource({
   outputs: z.looseObject({}),
   inStateOnly: true,
   identity: ({ name }) => name,
+  // nothing is on any node, so the id says all of it
+  adopt({ id, owner }) {
+    const [, name, application] = /^([^@]+)@(.+)$/s.exec(id) ?? [];
+    const parsed = inputs.safeParse({ name, owner, application });
+    if (parsed.success) return Promise.resolve(parsed.data);
+    throw new CloudletError("INVALID", `"${id}" does not say what is to be imported`, {
+      fix: "give it as NAME@APPLICATION, as no node knows which application a cluster serves; or declare it",
+    });
+  },
+
   // a cluster exists in state only, so what is known is what is true
   observe: async (known) => known,
   apply: async () => {},

@@ -4,13 +4,15 @@ import type { Context } from "../core/context.ts";
 import { defineResource, type Issue } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
 import {
+  adoptedPlace,
   connectionField,
+  mustBelong,
   nameField,
   nodeAddressField,
   onUnreachableField,
   ownerField,
   parseAdopted,
-  parseHypervisorId,
+  parseHypervisor,
   removeOrForget,
   statusField,
 } from "./shared.ts";
@@ -89,11 +91,13 @@ export const hypervisor = defineResource({
     ...(old?.capacity && old.accelerator && { capacity: old.capacity, accelerator: old.accelerator }),
   }),
 
-  adopt({ id, name, owner }, context) {
-    const [hypervisor = "", host] = parseAdopted(id, "NODE/KIND[@HOST]");
-    const { node, kind } = parseHypervisorId(hypervisor);
-    const nodeAddress = host ?? node;
-    return observe(inputs.parse({ name, owner, node, kind, connection: { host: nodeAddress }, nodeAddress }), context);
+  async adopt({ id, name, owner }, context) {
+    const { hypervisor, ...reach } = adoptedPlace(parseAdopted(id, "NODE/KIND[@HOST]"));
+    const { node, kind } = parseHypervisor(hypervisor);
+    const found = await (await context.agent(reach.connection)).hypervisor();
+    if (found?.kind !== kind) return undefined;
+    mustBelong(`the hypervisor of ${node}`, { owners: found.owners, owner });
+    return observe(inputs.parse({ name, owner, node, kind, ...reach }), context);
   },
 
   observe,

@@ -27,15 +27,17 @@ export const imageSourceFields = {
     .optional()
     .describe(
       "Path on the operator's machine: a disk image (qcow2, raw, vmdk or vhdx) for kvm, a root file system or LXD image tar for lxd.",
-    ),
+    )
+    .meta({ origin: true }),
   url: z
     .string()
     .regex(/^https?:\/\//, 'must begin with "https://" or "http://"')
     .optional()
-    .describe("Where the operator's machine downloads it from."),
+    .describe("Where the operator's machine downloads it from.")
+    .meta({ origin: true }),
   build: z
     .strictObject({
-      context: z.string().min(1).describe("Directory on the operator's machine."),
+      context: z.string().min(1).describe("Directory on the operator's machine.").meta({ origin: true }),
       command: z
         .string()
         .min(1)
@@ -45,14 +47,16 @@ export const imageSourceFields = {
       digest: digestSchema.optional().describe("SHA-256 of the directory's deterministic tar. Default: computed."),
     })
     .optional()
-    .describe("A directory that the operator's machine builds it from."),
+    .describe("A directory that the operator's machine builds it from.")
+    .meta({ origin: true }),
   image: z
     .string()
     .min(1)
     .optional()
     .describe(
       "OCI reference that the operator's machine pulls it from: a container image, for lxd (of several platforms linux/amd64), or an artefact with one file.",
-    ),
+    )
+    .meta({ origin: true }),
 };
 const imageSourceSchema = z.strictObject(imageSourceFields);
 
@@ -62,7 +66,10 @@ export const baseSourceField = imageSourceSchema
   .meta({ internal: true, carried: true });
 
 export const overlaySourceField = z
-  .strictObject({ file: z.string().optional(), image: z.string().optional() })
+  .strictObject({
+    file: z.string().optional().describe("Path of an overlay that was exported."),
+    image: z.string().optional().describe("OCI reference of an overlay that was pushed."),
+  })
   .optional()
   .describe("Where the operator's machine has the overlay from; the SDK takes it from the Overlay.")
   .meta({ internal: true, carried: true });
@@ -73,9 +80,12 @@ export const baseField = z.strictObject({
     .string()
     .min(1)
     .optional()
-    .describe("Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd."),
-  image: nameField.optional().describe("Name of the BaseImage; give the resource itself instead."),
-  digest: digestSchema.optional().describe("SHA-256 of the image. Default: computed from `file`; set it to pin the content."),
+    .describe("Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd.")
+    .meta({ origin: true }),
+  image: nameField.optional().describe("Name of the BaseImage; give the resource itself instead.").meta({ origin: true }),
+  digest: digestSchema
+    .optional()
+    .describe("SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has."),
   memory: z
     .strictObject({
       digest: digestSchema.describe("Digest of the saved memory."),
@@ -87,6 +97,15 @@ export const baseField = z.strictObject({
     .describe("The BaseImage's saved memory; the SDK takes it from the resource."),
 });
 export type Base = z.infer<typeof baseField>;
+
+/** The memory of a base is an overlay without an application, under a name that no Overlay can have. */
+export function memoryName({ name }: { name: string }): string {
+  return `${name}.memory`;
+}
+
+export function isMemoryName(name: string): boolean {
+  return name.endsWith(".memory");
+}
 
 type SourceFields = z.infer<typeof imageSourceSchema>;
 
@@ -115,7 +134,9 @@ export function oneOf(names: readonly string[], given: ReadonlySet<string>): Iss
 export function baseIssues({ base }: { base?: Base | undefined }): Issue[] {
   if (!base) return [];
   if (base.image === undefined)
-    return base.file === undefined ? [{ path: "base.file", message: "is missing; name a file, or give a BaseImage as `base`" }] : [];
+    return base.file === undefined && base.digest === undefined
+      ? [{ path: "base.file", message: "is missing; name a file, or give a BaseImage as `base`" }]
+      : [];
   if (base.file !== undefined) return [{ path: "base.image", message: "stands beside `file`; set one of them" }];
   return base.digest === undefined
     ? [{ path: "base.digest", message: "is missing; give the BaseImage itself as `base`, or its digest" }]

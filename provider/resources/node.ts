@@ -3,7 +3,16 @@ import { factsSchema } from "../agent/factsProtocol.ts";
 import type { Context } from "../core/context.ts";
 import { defineResource, type Issue } from "../core/define.ts";
 import { CloudletError } from "../core/errors.ts";
-import { connectionSchema, nameField, onUnreachableField, ownerField, parseAdopted, removeOrForget, statusField } from "./shared.ts";
+import {
+  connectionSchema,
+  mustBelong,
+  nameField,
+  onUnreachableField,
+  ownerField,
+  parseAdopted,
+  removeOrForget,
+  statusField,
+} from "./shared.ts";
 
 const inputs = z.strictObject({
   name: nameField
@@ -58,8 +67,11 @@ export const node = defineResource({
   // a node never becomes another machine
   predict: (_want, old) => (old?.machineId === undefined ? {} : { machineId: old.machineId }),
 
-  adopt({ id, owner }, context) {
+  async adopt({ id, owner }, context) {
     const [name = "", host = name] = parseAdopted(id, "NAME[@HOST]");
+    const found = await context.commission.observe(await context.host({ host }), context);
+    if (found === undefined) return undefined;
+    mustBelong(`node "${name}"`, { owners: found.record.owners, owner });
     return observe(inputs.parse({ name, owner, connection: { host } }), context);
   },
 

@@ -32,12 +32,14 @@ import {
   type Reach,
 } from "./images.ts";
 import {
+  adoptedPlace,
   connectionField,
   hypervisorField,
   nameField,
   nodeAddressField,
   onUnreachableField,
   ownerField,
+  parseAdopted,
   parseHypervisor,
   removeOrForget,
 } from "./shared.ts";
@@ -56,15 +58,16 @@ const inputs = z.strictObject({
   builder: hypervisorField.describe("The Hypervisor that builds and keeps it. A change has the new one take it over."),
   connection: connectionField,
   nodeAddress: nodeAddressField,
-  files: filesField,
-  environment: environmentField,
-  userData: userDataField,
+  files: filesField.meta({ origin: true }),
+  environment: environmentField.meta({ origin: true }),
+  userData: userDataField.meta({ origin: true }),
   script: z
     .string()
     .min(1)
     .max(256 * 1024)
     .optional()
-    .describe("Shell script run in the guest once the files are there."),
+    .describe("Shell script run in the guest once the files are there.")
+    .meta({ origin: true }),
   login: loginField,
   resources: resourcesSchema
     .optional()
@@ -72,12 +75,24 @@ const inputs = z.strictObject({
       "What the guest has while it is built; cloudlets that have the same resume from its memory. Default: the base's memory, else that of a cloudlet.",
     )
     .meta({ computed: true }),
-  ready: readySchema.optional().describe(`When it is saved. ${readyText} Required where it is built.`),
-  file: z.string().min(1).optional().describe("Path on the operator's machine of an overlay that was exported, instead of building one."),
-  image: z.string().min(1).optional().describe("OCI reference of an overlay that was pushed, instead of building one."),
+  ready: readySchema.optional().describe(`When it is saved. ${readyText} Required where it is built.`).meta({ origin: true }),
+  file: z
+    .string()
+    .min(1)
+    .optional()
+    .describe("Path on the operator's machine of an overlay that was exported, instead of building one.")
+    .meta({ origin: true }),
+  image: z
+    .string()
+    .min(1)
+    .optional()
+    .describe("OCI reference of an overlay that was pushed, instead of building one.")
+    .meta({ origin: true }),
   digest: digestSchema
     .optional()
-    .describe("Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`.")
+    .describe(
+      "Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has.",
+    )
     .meta({ computed: true }),
   onUnreachable: onUnreachableField,
 });
@@ -113,6 +128,14 @@ export const overlay = defineResource({
     ...(resources && { resources }),
   }),
 
+  async adopt({ id, owner }, context) {
+    const [name = "", ...place] = parseAdopted(id, "NAME@NODE/KIND[@HOST]");
+    const { hypervisor: builder, ...reach } = adoptedPlace(place);
+    const agent = await context.agent(reach.connection);
+    const found = await agent.overlay(name, owner);
+    return found && toState(inputs.parse({ name, owner, builder, ...reach, base: { digest: found.base } }), found);
+  },
+
   async observe(known, context) {
     const agent = await context.agent(known.connection);
     const found = await agent.overlay(known.name, known.owner);
@@ -147,7 +170,7 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
       : await pinDigest({ path: "base.file", digest: base?.digest }, () => local.digestFile(baseFile), issues);
   const digest =
     file === undefined ? want.digest : await pinDigest({ path: "file", digest: want.digest }, () => local.digestOverlay(file), issues);
-  const built = !adoptedWays.some((way) => local.given.has(way));
+  const built = !isTaken(local.given);
   return {
     inputs: {
       ...want,
@@ -167,15 +190,21 @@ function defaultResources(base: Inputs["base"]): z.infer<typeof resourcesSchema>
 
 const adoptedWays = ["file", "image"];
 
+/** Built already: it comes from elsewhere, or is on its builder, known by its digest. */
+function isTaken(given: ReadonlySet<string>): boolean {
+  return adoptedWays.some((way) => given.has(way)) || (given.has("digest") && !given.has("ready"));
+}
+
 /** Where it is built elsewhere, nothing of how it is built may be said here. */
 const buildingFields = ["files", "environment", "userData", "script", "login", "resources", "ready"] as const;
 
 function constraints(want: Partial<Inputs>, { given }: CheckContext): Issue[] {
   const issues = [...baseIssues(want), ...readyIssues(want.ready), ...kindIssues(want), ...loginIssues(want.login)];
-  if (adoptedWays.some((way) => given.has(way))) {
-    issues.push(...oneOf(adoptedWays, given));
+  if (isTaken(given)) {
+    if (!given.has("digest")) issues.push(...oneOf(adoptedWays, given));
     for (const field of buildingFields) {
-      if (isGiven(want[field]))
+      // an import says what it has
+      if (isGiven(want[field]) && !(field === "resources" && !adoptedWays.some((way) => given.has(way))))
         issues.push({ path: field, message: "is for an overlay that is built, and this one was built already; remove it" });
     }
     return issues;
@@ -219,15 +248,15 @@ function kindIssues({ builder, userData, login, base }: Partial<Inputs>): Issue[
   return issues;
 }
 
-function isAdopted({ file, image }: Inputs): boolean {
-  return file !== undefined || image !== undefined;
+function isAdopted({ ready }: Inputs): boolean {
+  return ready === undefined;
 }
 
 function reachOf({ builder, connection, nodeAddress }: Inputs): Reach {
   return { hypervisor: builder, connection, nodeAddress };
 }
 
-function toState(known: Known, found: OverlayStatus): Known & z.infer<typeof outputs> {
+function toState(known: Inputs, found: OverlayStatus): Known & z.infer<typeof outputs> {
   const base = known.base && { ...known.base, digest: found.base };
   return {
     ...inputs.strip().parse(known),
@@ -247,10 +276,13 @@ function toState(known: Known, found: OverlayStatus): Known & z.infer<typeof out
 async function adopt(want: Inputs, context: Context): Promise<OverlayStatus> {
   const agent = await context.agent(want.connection);
   const source = toOverlaySource(want);
-  if (source === undefined) throw new CloudletError("BUG", `overlay "${want.name}" is neither built nor taken from anywhere`);
   let acquired: Promise<{ digest: string; blobs: LocalBlob[] }> | undefined;
-  const acquire = (): Promise<{ digest: string; blobs: LocalBlob[] }> =>
-    (acquired ??= context.local.acquireOverlay(source, { ...context, digest: want.digest }));
+  const acquire = (): Promise<{ digest: string; blobs: LocalBlob[] }> => {
+    if (source) return (acquired ??= context.local.acquireOverlay(source, { ...context, digest: want.digest }));
+    throw new CloudletError("NOT_FOUND", `no node that has the overlay "${want.name}" can be reached`, {
+      fix: "say what it is built from, or name a finished overlay in `file` or `image`",
+    });
+  };
   const digest = want.digest ?? (await acquire()).digest;
   const wanted = { what: `overlay "${want.name}"`, digests: [digest], taker: reachOf(want), givers: want.sources };
   await bring(wanted, async () => (await acquire()).blobs, context);

@@ -107,6 +107,20 @@ export async function removeOrForget(
   }
 }
 
+/** What an id to import says of a place, after it was parsed: `NODE/KIND`, and the host, or a node's name that leads there. */
+export function adoptedPlace([hypervisor = "", host]: string[]): { hypervisor: string; connection: Connection; nodeAddress: string } {
+  const nodeAddress = host ?? parseHypervisorId(hypervisor).node;
+  return { hypervisor, connection: { host: nodeAddress }, nodeAddress };
+}
+
+/** Of what is to be imported: another stack's is not taken away from it. */
+export function mustBelong(what: string, { owners, owner }: { owners: readonly string[]; owner: string }): void {
+  if (owners.includes(owner)) return;
+  throw new CloudletError("CONFLICT", `${what} belongs to ${owners.join(" and ")}, not to ${owner}`, {
+    fix: "import it in that stack; what several stacks share (nodes, hypervisors) is declared in each",
+  });
+}
+
 /** `WHAT@PLACE@HOST`, the grammar of ids that are imported; the last part may be left out where the place's name is enough to reach it. */
 export function parseAdopted(id: string, form: string): string[] {
   const parts = id.split("@");

@@ -3,6 +3,7 @@ import { defineResource, type Issue } from "../core/define.ts";
 import type { Context } from "../core/context.ts";
 import { CloudletError } from "../core/errors.ts";
 import {
+  adoptedPlace,
   connectionField,
   hypervisorField,
   nameField,
@@ -10,7 +11,7 @@ import {
   ownerField,
   parseAdopted,
   parseHypervisor,
-  parseHypervisorId,
+  mustBelong,
   removeOrForget,
   statusField,
 } from "./shared.ts";
@@ -57,11 +58,13 @@ export const volume = defineResource({
 
   predict: ({ hypervisor }) => (hypervisor === undefined ? {} : { node: parseHypervisor(hypervisor).node }),
 
-  adopt({ id, owner }, context) {
-    const [name = "", hypervisor = "", host] = parseAdopted(id, "NAME@NODE/KIND[@HOST]");
-    const { node } = parseHypervisorId(hypervisor);
-    // its size is what the node says
-    return observe(inputs.parse({ name, owner, hypervisor, connection: { host: host ?? node }, sizeMib: 8 }), context);
+  async adopt({ id, owner }, context) {
+    const [name = "", ...place] = parseAdopted(id, "NAME@NODE/KIND[@HOST]");
+    const { hypervisor, connection } = adoptedPlace(place);
+    const found = await (await context.agent(connection)).volume(name);
+    if (found === undefined) return undefined;
+    mustBelong(`volume "${name}"`, { owners: [found.spec.owner], owner });
+    return observe(inputs.parse({ name, owner, hypervisor, connection, sizeMib: found.spec.sizeMib }), context);
   },
 
   observe,

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { z } from "zod";
-import { diffInputs } from "../../provider/core/diff.ts";
+import { diffInputs, withOrigins } from "../../provider/core/diff.ts";
 import { unknownValue } from "../../provider/core/values.ts";
 
 const schema = z.strictObject({
@@ -86,5 +86,34 @@ describe("diff", () => {
 
   it("does not compare what is only there for the check", () => {
     expect(diff({ name: "a" }, { name: "a", capacity: 5 })).toEqual([]);
+  });
+});
+
+describe("diff of what a digest identifies", () => {
+  const described = z.strictObject({
+    base: z.strictObject({ file: z.string().optional().meta({ origin: true }), digest: z.string().optional() }).optional(),
+    script: z.string().optional().meta({ origin: true }),
+    files: z.array(z.string()).default([]).meta({ origin: true }),
+    digest: z.string().optional().meta({ computed: true }),
+  });
+  const paths = (have: object, want: object) => diffInputs(described, { ...have }, { ...want }).map(({ path }) => path);
+
+  it("takes the same content for the same wherever it comes from, and other content for what it is", () => {
+    const have = { base: { file: "/home/a/image", digest: "1" } };
+    expect(paths(have, { base: { file: "/home/b/image", digest: "1" } })).toEqual([]);
+    expect(paths(have, { base: { file: "/home/b/image", digest: "2" } })).toEqual(["base.file", "base.digest"]);
+    expect(paths({ base: { digest: "1" } }, { base: { file: "/home/b/image", digest: "1" } })).toEqual([]);
+    expect(paths(have, { base: { file: "/home/b/image", digest: unknownValue } })).toEqual(["base.file", "base.digest"]);
+  });
+
+  it("believes the program once where an import has left the origin open, and compares from then on", () => {
+    const imported = { digest: "1", files: [] };
+    const first = { script: "a", files: ["x"] };
+    expect(paths(imported, first)).toEqual([]);
+    const then = withOrigins(described, imported, first);
+    expect(paths(then, first)).toEqual([]);
+    expect(paths(then, { ...first, script: "b" })).toEqual(["script"]);
+    expect(paths(then, { ...first, files: [] })).toEqual(["files[0]"]);
+    expect(paths(imported, { ...first, digest: "2" })).toEqual(["script", "files[0]", "digest"]);
   });
 });

@@ -5,7 +5,7 @@ import { checkInputs, explainChange } from "../../core/check.ts";
 import type { Context } from "../../core/context.ts";
 import { Declarations } from "../../core/declarations.ts";
 import type { FunctionDefinition, Issue, LocalDigests, ResourceDefinition } from "../../core/define.ts";
-import { diffInputs, replacing, withoutIgnored, type Change } from "../../core/diff.ts";
+import { diffInputs, replacing, withOrigins, withoutIgnored, type Change } from "../../core/diff.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import { invoke } from "../../core/invoke.ts";
 import * as reconcile from "../../core/reconcile.ts";
@@ -111,7 +111,8 @@ export class Operations {
 
   diff(request: Messages.DiffRequest): Promise<Messages.DiffResponse> {
     const definition = this.#find(parseUrn(request.getUrn()).token);
-    const [want, have] = [fromStruct(request.getNews()).values, fromStruct(request.getOlds()).values];
+    const [want, olds] = [fromStruct(request.getNews()).values, fromStruct(request.getOlds()).values];
+    const have = withOrigins(definition.inputs, olds, fromStruct(request.getOldInputs()).values);
     const changes = withoutIgnored(diffInputs(definition.inputs, have, want), request.getIgnorechangesList());
     const explanation = changes.length > 0 ? explainChange(definition, want, have) : undefined;
     if (explanation !== undefined) this.#door.report(request.getUrn()).note(explanation);
@@ -138,7 +139,8 @@ export class Operations {
   async update(request: Messages.UpdateRequest): Promise<Messages.UpdateResponse> {
     const subject = parseUrn(request.getUrn());
     const definition = this.#find(subject.token);
-    const [inputs, old] = [fromStruct(request.getNews()), fromStruct(request.getOlds()).values];
+    const [inputs, olds] = [fromStruct(request.getNews()), fromStruct(request.getOlds()).values];
+    const old = withOrigins(definition.inputs, olds, fromStruct(request.getOldInputs()).values);
     const response = new providerPb.UpdateResponse();
     if (request.getPreview()) {
       response.setProperties(stored(definition, reconcile.preview(definition, inputs.values, old), inputs));
@@ -156,6 +158,7 @@ export class Operations {
     const subject = parseUrn(request.getUrn());
     const definition = this.#find(subject.token);
     const known = fromStruct(request.getProperties());
+    const last = fromStruct(request.getInputs());
     const response = new providerPb.ReadResponse();
     const imported = Object.keys(known.values).length === 0;
     const id = request.getId();
@@ -163,15 +166,16 @@ export class Operations {
       { subject, definition, inputs: known, verb: "reading", seconds: request.getTimeout() },
       async (context) => {
         if (imported) return reconcile.adopt(definition, { id, name: subject.name, owner: subject.owner }, context);
-        const state = await reconcile.read(definition, known.values, context);
+        const state = await reconcile.read(definition, withOrigins(definition.inputs, known.values, last.values), context);
         return state && { id, state };
       },
     );
     // an answer without an id tells the engine that the resource is gone
     if (found === undefined) return response;
     response.setId(found.id);
-    response.setProperties(stored(definition, found.state, known));
-    response.setInputs(stored(definition, reconcile.inputsOf(definition, found.state), known));
+    const given = { values: {}, secrets: [...known.secrets, ...last.secrets] };
+    response.setProperties(stored(definition, found.state, given));
+    response.setInputs(stored(definition, reconcile.inputsOf(definition, found.state), given));
     return response;
   }
 

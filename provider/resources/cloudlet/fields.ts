@@ -17,11 +17,11 @@ import { connectionField, hypervisorField, nameField, nodeAddressField, onUnreac
 
 const capacityField = z
   .strictObject({
-    cores: z.int(),
-    memoryMib: z.int(),
-    cpuFlags: z.array(z.string()).optional(),
-    machineTypes: z.array(z.string()).optional(),
-    accelerator: z.enum(["kvm", "tcg", "none"]).optional(),
+    cores: z.int().describe("Processor cores of the node."),
+    memoryMib: z.int().describe("Memory of the node in MiB."),
+    cpuFlags: z.array(z.string()).optional().describe("What the node's processor can do, in the words of /proc/cpuinfo."),
+    machineTypes: z.array(z.string()).optional().describe("Machine types that QEMU has there."),
+    accelerator: z.enum(["kvm", "tcg", "none"]).optional().describe("How guests execute there."),
   })
   .optional()
   .describe("What the hypervisor's node has; the SDK takes it from the hypervisor.")
@@ -31,7 +31,12 @@ export const inputs = z.strictObject({
   name: nameField.describe("Name of the cloudlet in its cluster. Default: the Pulumi name.").meta({ replaces: true }),
   owner: ownerField,
   cluster: nameField.describe("The EdgeCluster it belongs to.").meta({ replaces: true }),
-  application: z.string().min(1).optional().describe("The application it serves. Default: the cluster's; another one is refused."),
+  application: z
+    .string()
+    .min(1)
+    .optional()
+    .describe("The application it serves, as a check: one that is not the cluster's is refused.")
+    .meta({ checkOnly: true }),
   hypervisor: hypervisorField.describe("The Hypervisor it runs on. A change moves the cloudlet with its state, in place."),
   connection: connectionField,
   nodeAddress: nodeAddressField,
@@ -46,7 +51,13 @@ export const inputs = z.strictObject({
     .describe("The Overlay that it is synthesised from. A change rebuilds the root in place; state files and volumes are kept."),
   overlaySource: overlaySourceField,
   made: z
-    .strictObject({ kind: kindSchema, base: digestSchema, builder: z.string(), resources: resourcesSchema, memoryBytes: z.int() })
+    .strictObject({
+      kind: kindSchema.describe("The kind of hypervisor it is for."),
+      base: digestSchema.describe("SHA-256 of the image that it stands on."),
+      builder: z.string().describe("The Hypervisor that keeps it."),
+      resources: resourcesSchema.describe("What the guest had while it was built."),
+      memoryBytes: z.int().describe("Changed pages of the memory, decompressed."),
+    })
     .optional()
     .describe("What the overlay was made from; the SDK takes it from the overlay.")
     .meta({ internal: true, checkOnly: true }),
@@ -74,7 +85,14 @@ export const inputs = z.strictObject({
     .describe("What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent."),
   build: z
     .strictObject({
-      context: z.string().min(1).describe("Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet."),
+      context: z
+        .string()
+        .min(1)
+        .optional()
+        .describe(
+          "Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.",
+        )
+        .meta({ origin: true }),
       command: z.string().optional().describe("Shell command run in that directory, in the cloudlet, for each new version."),
       start: z.string().min(1).describe("Shell command that runs the application."),
       digest: digestSchema

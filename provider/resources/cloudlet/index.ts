@@ -1,8 +1,9 @@
-import type { InstanceStatus } from "../../agent/protocol.ts";
+import type { AgentClient } from "../../agent/clientTypes.ts";
+import type { InstanceSpec, InstanceStatus } from "../../agent/protocol.ts";
 import type { Context } from "../../core/context.ts";
 import { defineResource, type Adopted, type CheckContext, type Issue } from "../../core/define.ts";
-import { pinDigest } from "../images.ts";
-import { parseAdopted, parseHypervisor, parseHypervisorId, removeOrForget } from "../shared.ts";
+import { isMemoryName, pinDigest, type Base } from "../images.ts";
+import { adoptedPlace, mustBelong, parseAdopted, parseHypervisor, removeOrForget } from "../shared.ts";
 import { follow } from "../supply.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
@@ -72,8 +73,11 @@ async function complete(want: Partial<Inputs>, local: CheckContext): Promise<{ i
   const file = base?.file;
   const baseDigest =
     file === undefined ? base?.digest : await pinDigest({ path: "base.file", digest: base?.digest }, () => local.digestFile(file), issues);
+  const source = build?.context;
   const buildDigest =
-    build && (await pinDigest({ path: "build.context", digest: build.digest }, () => local.digestDirectory(build.context), issues));
+    source === undefined
+      ? build?.digest
+      : await pinDigest({ path: "build.context", digest: build?.digest }, () => local.digestDirectory(source), issues);
   return {
     inputs: {
       ...want,
@@ -100,14 +104,24 @@ function predict(want: Partial<Inputs>, old: Partial<State> | undefined): Partia
 
 /** Everything of a cloudlet that its node knows, for a program that has not declared it yet. */
 async function adopt({ id, owner }: Adopted, context: Context): Promise<State | undefined> {
-  const [identity = "", hypervisor = "", host] = parseAdopted(id, "CLUSTER/NAME@NODE/KIND[@HOST]");
+  const [identity = "", ...place] = parseAdopted(id, "CLUSTER/NAME@NODE/KIND[@HOST]");
   const [cluster, name] = identity.split("/");
-  const nodeAddress = host ?? parseHypervisorId(hypervisor).node;
-  const agent = await context.agent({ host: nodeAddress });
+  const reach = adoptedPlace(place);
+  const agent = await context.agent(reach.connection);
   const found = await agent.instance(identity);
-  if (found === undefined || found.spec.owner !== owner) return undefined;
-  const declared = { name, cluster, owner, hypervisor, connection: { host: nodeAddress }, nodeAddress, ...toDeclared(found.spec) };
-  return toState(inputs.parse(declared), found);
+  if (found === undefined) return undefined;
+  mustBelong(`cloudlet "${identity}"`, { owners: [found.spec.owner], owner });
+  const { base, ...declared } = toDeclared(found.spec);
+  const whole = { ...declared, base: { ...base, ...(await savedMemory(found.spec, agent)) } };
+  return toState(inputs.parse({ name, cluster, owner, ...reach, ...whole }), found);
+}
+
+/** The base's memory is kept like an overlay, under a name that only a BaseImage gives. */
+async function savedMemory({ overlay }: InstanceSpec, agent: AgentClient): Promise<Pick<Base, "memory">> {
+  const kept = overlay && (await agent.overlays()).find(({ digest, name }) => digest === overlay.digest && isMemoryName(name));
+  if (!kept) return {};
+  const { cores, memoryMib, diskMib } = kept.resources;
+  return { memory: { digest: kept.digest, cores, sizeMib: memoryMib, diskMib } };
 }
 
 function endpointOf(nodeAddress: string, ports: Inputs["ports"]): string {

@@ -1,6 +1,7 @@
 import type { InstanceSpec } from "../../agent/protocol.ts";
 import { CloudletError } from "../../core/errors.ts";
 import { toFiles, toReady } from "../guest.ts";
+import type { Base } from "../images.ts";
 import { parseHypervisor } from "../shared.ts";
 import type { Inputs } from "./fields.ts";
 
@@ -56,14 +57,14 @@ export function toSpec(want: Inputs): InstanceSpec {
   };
 }
 
-/** What a program would declare to get this: all but the source of an application that is built, which no node has. */
-export function toDeclared(spec: InstanceSpec): Record<string, unknown> {
+/** What a program would declare to get this, with digests for what it would name by where it comes from. */
+export function toDeclared(spec: InstanceSpec): Record<string, unknown> & { base: Base } {
   const { ready, ports } = spec;
   const first = ports.find(({ protocol }) => protocol === "tcp");
   const usual = first && toReady({ tcp: first.port, timeoutSeconds: 120 });
   return {
-    // it is on the node, wherever that has it from
-    base: { image: "imported", digest: spec.base.digest },
+    base: { digest: spec.base.digest },
+    build: spec.build,
     overlay: spec.overlay,
     files: spec.files.map(({ path, mode, content }) => ({ path, mode, content: Buffer.from(content, "base64").toString() })),
     volumes: spec.volumes.map(({ id, path }) => ({ volume: id, path })),

@@ -13,17 +13,24 @@ export async function supply(want: Inputs, context: Context): Promise<void> {
   const openBase = async (): Promise<LocalBlob> => {
     if (base.file !== undefined) return context.local.open(base.file);
     if (image !== undefined) return context.local.acquire(image, { ...context, digest: base.digest });
-    throw new CloudletError("NOT_FOUND", `no node that has the base "${base.image}" of cloudlet "${idOf(want)}" can be reached`, {
-      fix: "give the BaseImage itself as `base`, or place it on the node first",
-    });
+    throw new CloudletError(
+      "NOT_FOUND",
+      `no node that has the base ${base.image ?? base.digest} of cloudlet "${idOf(want)}" can be reached`,
+      {
+        fix: "give the BaseImage itself as `base`, or place it on the node first",
+      },
+    );
   };
   await supplyOne(want, { what: "base", digest: base.digest, givers: want.sources, open: openBase }, context);
-  if (build)
-    await supplyOne(
-      want,
-      { what: "build", digest: build.digest, givers: [], open: () => context.local.openDirectory(build.context) },
-      context,
-    );
+  if (build) await supplyOne(want, { what: "build", digest: build.digest, givers: [], open: () => openBuild(want, context) }, context);
+}
+
+function openBuild(want: Inputs, context: Context): Promise<LocalBlob> {
+  const directory = want.build?.context;
+  if (directory !== undefined) return context.local.openDirectory(directory);
+  throw new CloudletError("NOT_FOUND", `the node lacks the build ${want.build?.digest} of cloudlet "${idOf(want)}"`, {
+    fix: "set `build.context` to the directory that it is built from",
+  });
 }
 
 interface Part {

@@ -20,8 +20,6 @@ type Cloudlet struct {
 	Accelerator pulumi.StringOutput `pulumi:"accelerator"`
 	// Address of the cloudlet on its node.
 	Address pulumi.StringOutput `pulumi:"address"`
-	// The application it serves. Default: the cluster's; another one is refused.
-	Application pulumi.StringPtrOutput `pulumi:"application"`
 	// The image it starts from. A change rebuilds the root in place; state files and volumes are kept.
 	Base BaseOutput `pulumi:"base"`
 	// Where the operator's machine has the base from; the SDK takes it from the BaseImage.
@@ -164,7 +162,7 @@ func (CloudletState) ElementType() reflect.Type {
 }
 
 type cloudletArgs struct {
-	// The application it serves. Default: the cluster's; another one is refused.
+	// The application it serves, as a check: one that is not the cluster's is refused.
 	Application *string `pulumi:"application"`
 	// The image it starts from. A change rebuilds the root in place; state files and volumes are kept.
 	Base Base `pulumi:"base"`
@@ -226,7 +224,7 @@ type cloudletArgs struct {
 
 // The set of arguments for constructing a Cloudlet resource.
 type CloudletArgs struct {
-	// The application it serves. Default: the cluster's; another one is refused.
+	// The application it serves, as a check: one that is not the cluster's is refused.
 	Application pulumi.StringPtrInput
 	// The image it starts from. A change rebuilds the root in place; state files and volumes are kept.
 	Base BaseInput
@@ -331,11 +329,6 @@ func (o CloudletOutput) Accelerator() pulumi.StringOutput {
 // Address of the cloudlet on its node.
 func (o CloudletOutput) Address() pulumi.StringOutput {
 	return o.ApplyT(func(v *Cloudlet) pulumi.StringOutput { return v.Address }).(pulumi.StringOutput)
-}
-
-// The application it serves. Default: the cluster's; another one is refused.
-func (o CloudletOutput) Application() pulumi.StringPtrOutput {
-	return o.ApplyT(func(v *Cloudlet) pulumi.StringPtrOutput { return v.Application }).(pulumi.StringPtrOutput)
 }
 
 // The image it starts from. A change rebuilds the root in place; state files and volumes are kept.

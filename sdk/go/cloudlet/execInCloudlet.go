@@ -49,9 +49,12 @@ func (val *ExecInCloudletArgs) Defaults() *ExecInCloudletArgs {
 }
 
 type ExecInCloudletResult struct {
-	ExitCode int    `pulumi:"exitCode"`
-	Stderr   string `pulumi:"stderr"`
-	Stdout   string `pulumi:"stdout"`
+	// How it ended; 0 is success.
+	ExitCode int `pulumi:"exitCode"`
+	// What it wrote to its standard error.
+	Stderr string `pulumi:"stderr"`
+	// What the command wrote to its standard output.
+	Stdout string `pulumi:"stdout"`
 }
 
 func ExecInCloudletOutput(ctx *pulumi.Context, args ExecInCloudletOutputArgs, opts ...pulumi.InvokeOption) ExecInCloudletResultOutput {
@@ -95,14 +98,17 @@ func (o ExecInCloudletResultOutput) ToExecInCloudletResultOutputWithContext(ctx 
 	return o
 }
 
+// How it ended; 0 is success.
 func (o ExecInCloudletResultOutput) ExitCode() pulumi.IntOutput {
 	return o.ApplyT(func(v ExecInCloudletResult) int { return v.ExitCode }).(pulumi.IntOutput)
 }
 
+// What it wrote to its standard error.
 func (o ExecInCloudletResultOutput) Stderr() pulumi.StringOutput {
 	return o.ApplyT(func(v ExecInCloudletResult) string { return v.Stderr }).(pulumi.StringOutput)
 }
 
+// What the command wrote to its standard output.
 func (o ExecInCloudletResultOutput) Stdout() pulumi.StringOutput {
 	return o.ApplyT(func(v ExecInCloudletResult) string { return v.Stdout }).(pulumi.StringOutput)
 }

@@ -28,21 +28,24 @@ type LookupHypervisorArgs struct {
 }
 
 type LookupHypervisorResult struct {
+	// What its cloudlets can have or do that those of other kinds may lack.
 	Abilities []string `pulumi:"abilities"`
 	// kvm = hardware, tcg = software emulation, none = containers.
 	Accelerator string `pulumi:"accelerator"`
 	// Ids of the cloudlets that this node owns.
 	Cloudlets []string `pulumi:"cloudlets"`
 	// Processor cores of the node.
-	Cores int    `pulumi:"cores"`
-	Kind  string `pulumi:"kind"`
+	Cores int `pulumi:"cores"`
+	// `kvm` or `lxd`.
+	Kind string `pulumi:"kind"`
 	// QEMU's machine types there, aliases left out; none for containers.
 	MachineTypes []string `pulumi:"machineTypes"`
 	// Memory of the node in MiB.
 	MemoryMib int `pulumi:"memoryMib"`
 	// Every project/stack that declared it; the last one to go removes it.
-	Owners  []string `pulumi:"owners"`
-	Version string   `pulumi:"version"`
+	Owners []string `pulumi:"owners"`
+	// Version that the hypervisor reports.
+	Version string `pulumi:"version"`
 }
 
 func LookupHypervisorOutput(ctx *pulumi.Context, args LookupHypervisorOutputArgs, opts ...pulumi.InvokeOption) LookupHypervisorResultOutput {
@@ -73,6 +76,7 @@ func (o LookupHypervisorResultOutput) ToLookupHypervisorResultOutputWithContext(
 	return o
 }
 
+// What its cloudlets can have or do that those of other kinds may lack.
 func (o LookupHypervisorResultOutput) Abilities() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v LookupHypervisorResult) []string { return v.Abilities }).(pulumi.StringArrayOutput)
 }
@@ -92,6 +96,7 @@ func (o LookupHypervisorResultOutput) Cores() pulumi.IntOutput {
 	return o.ApplyT(func(v LookupHypervisorResult) int { return v.Cores }).(pulumi.IntOutput)
 }
 
+// `kvm` or `lxd`.
 func (o LookupHypervisorResultOutput) Kind() pulumi.StringOutput {
 	return o.ApplyT(func(v LookupHypervisorResult) string { return v.Kind }).(pulumi.StringOutput)
 }
@@ -111,6 +116,7 @@ func (o LookupHypervisorResultOutput) Owners() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v LookupHypervisorResult) []string { return v.Owners }).(pulumi.StringArrayOutput)
 }
 
+// Version that the hypervisor reports.
 func (o LookupHypervisorResultOutput) Version() pulumi.StringOutput {
 	return o.ApplyT(func(v LookupHypervisorResult) string { return v.Version }).(pulumi.StringOutput)
 }

@@ -139,7 +139,7 @@ type overlayArgs struct {
 	Builder string `pulumi:"builder"`
 	// How to reach the node; the SDK takes it from the resource that is named.
 	Connection *Connection `pulumi:"connection"`
-	// Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`.
+	// Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has.
 	Digest *string `pulumi:"digest"`
 	// Environment of the application.
 	Environment map[string]string `pulumi:"environment"`
@@ -181,7 +181,7 @@ type OverlayArgs struct {
 	Builder pulumi.StringInput
 	// How to reach the node; the SDK takes it from the resource that is named.
 	Connection ConnectionPtrInput
-	// Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`.
+	// Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has.
 	Digest pulumi.StringPtrInput
 	// Environment of the application.
 	Environment pulumi.StringMapInput

@@ -14,7 +14,7 @@ import (
 var _ = internal.GetEnvOrDefault
 
 type Base struct {
-	// SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+	// SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
 	Digest *string `pulumi:"digest"`
 	// Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd.
 	File *string `pulumi:"file"`
@@ -36,7 +36,7 @@ type BaseInput interface {
 }
 
 type BaseArgs struct {
-	// SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+	// SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
 	Digest pulumi.StringPtrInput `pulumi:"digest"`
 	// Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd.
 	File pulumi.StringPtrInput `pulumi:"file"`
@@ -123,7 +123,7 @@ func (o BaseOutput) ToBasePtrOutputWithContext(ctx context.Context) BasePtrOutpu
 	}).(BasePtrOutput)
 }
 
-// SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+// SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
 func (o BaseOutput) Digest() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v Base) *string { return v.Digest }).(pulumi.StringPtrOutput)
 }
@@ -167,7 +167,7 @@ func (o BasePtrOutput) Elem() BaseOutput {
 	}).(BaseOutput)
 }
 
-// SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+// SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
 func (o BasePtrOutput) Digest() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *Base) *string {
 		if v == nil {
@@ -1078,8 +1078,8 @@ func (o BaseSourceBuildPtrOutput) Digest() pulumi.StringPtrOutput {
 type CloudletBuild struct {
 	// Shell command run in that directory, in the cloudlet, for each new version.
 	Command *string `pulumi:"command"`
-	// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
-	Context string `pulumi:"context"`
+	// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
+	Context *string `pulumi:"context"`
 	// SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
 	Digest *string `pulumi:"digest"`
 	// Shell command that runs the application.
@@ -1100,8 +1100,8 @@ type CloudletBuildInput interface {
 type CloudletBuildArgs struct {
 	// Shell command run in that directory, in the cloudlet, for each new version.
 	Command pulumi.StringPtrInput `pulumi:"command"`
-	// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
-	Context pulumi.StringInput `pulumi:"context"`
+	// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
+	Context pulumi.StringPtrInput `pulumi:"context"`
 	// SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
 	Digest pulumi.StringPtrInput `pulumi:"digest"`
 	// Shell command that runs the application.
@@ -1190,9 +1190,9 @@ func (o CloudletBuildOutput) Command() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v CloudletBuild) *string { return v.Command }).(pulumi.StringPtrOutput)
 }
 
-// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
-func (o CloudletBuildOutput) Context() pulumi.StringOutput {
-	return o.ApplyT(func(v CloudletBuild) string { return v.Context }).(pulumi.StringOutput)
+// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
+func (o CloudletBuildOutput) Context() pulumi.StringPtrOutput {
+	return o.ApplyT(func(v CloudletBuild) *string { return v.Context }).(pulumi.StringPtrOutput)
 }
 
 // SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
@@ -1239,13 +1239,13 @@ func (o CloudletBuildPtrOutput) Command() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
-// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
+// Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
 func (o CloudletBuildPtrOutput) Context() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletBuild) *string {
 		if v == nil {
 			return nil
 		}
-		return &v.Context
+		return v.Context
 	}).(pulumi.StringPtrOutput)
 }
 
@@ -1270,11 +1270,16 @@ func (o CloudletBuildPtrOutput) Start() pulumi.StringPtrOutput {
 }
 
 type CloudletCapacity struct {
-	Accelerator  *string  `pulumi:"accelerator"`
-	Cores        int      `pulumi:"cores"`
-	CpuFlags     []string `pulumi:"cpuFlags"`
+	// How guests execute there.
+	Accelerator *string `pulumi:"accelerator"`
+	// Processor cores of the node.
+	Cores int `pulumi:"cores"`
+	// What the node's processor can do, in the words of /proc/cpuinfo.
+	CpuFlags []string `pulumi:"cpuFlags"`
+	// Machine types that QEMU has there.
 	MachineTypes []string `pulumi:"machineTypes"`
-	MemoryMib    int      `pulumi:"memoryMib"`
+	// Memory of the node in MiB.
+	MemoryMib int `pulumi:"memoryMib"`
 }
 
 // CloudletCapacityInput is an input type that accepts CloudletCapacityArgs and CloudletCapacityOutput values.
@@ -1289,11 +1294,16 @@ type CloudletCapacityInput interface {
 }
 
 type CloudletCapacityArgs struct {
-	Accelerator  pulumi.StringPtrInput   `pulumi:"accelerator"`
-	Cores        pulumi.IntInput         `pulumi:"cores"`
-	CpuFlags     pulumi.StringArrayInput `pulumi:"cpuFlags"`
+	// How guests execute there.
+	Accelerator pulumi.StringPtrInput `pulumi:"accelerator"`
+	// Processor cores of the node.
+	Cores pulumi.IntInput `pulumi:"cores"`
+	// What the node's processor can do, in the words of /proc/cpuinfo.
+	CpuFlags pulumi.StringArrayInput `pulumi:"cpuFlags"`
+	// Machine types that QEMU has there.
 	MachineTypes pulumi.StringArrayInput `pulumi:"machineTypes"`
-	MemoryMib    pulumi.IntInput         `pulumi:"memoryMib"`
+	// Memory of the node in MiB.
+	MemoryMib pulumi.IntInput `pulumi:"memoryMib"`
 }
 
 func (CloudletCapacityArgs) ElementType() reflect.Type {
@@ -1373,22 +1383,27 @@ func (o CloudletCapacityOutput) ToCloudletCapacityPtrOutputWithContext(ctx conte
 	}).(CloudletCapacityPtrOutput)
 }
 
+// How guests execute there.
 func (o CloudletCapacityOutput) Accelerator() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v CloudletCapacity) *string { return v.Accelerator }).(pulumi.StringPtrOutput)
 }
 
+// Processor cores of the node.
 func (o CloudletCapacityOutput) Cores() pulumi.IntOutput {
 	return o.ApplyT(func(v CloudletCapacity) int { return v.Cores }).(pulumi.IntOutput)
 }
 
+// What the node's processor can do, in the words of /proc/cpuinfo.
 func (o CloudletCapacityOutput) CpuFlags() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v CloudletCapacity) []string { return v.CpuFlags }).(pulumi.StringArrayOutput)
 }
 
+// Machine types that QEMU has there.
 func (o CloudletCapacityOutput) MachineTypes() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v CloudletCapacity) []string { return v.MachineTypes }).(pulumi.StringArrayOutput)
 }
 
+// Memory of the node in MiB.
 func (o CloudletCapacityOutput) MemoryMib() pulumi.IntOutput {
 	return o.ApplyT(func(v CloudletCapacity) int { return v.MemoryMib }).(pulumi.IntOutput)
 }
@@ -1417,6 +1432,7 @@ func (o CloudletCapacityPtrOutput) Elem() CloudletCapacityOutput {
 	}).(CloudletCapacityOutput)
 }
 
+// How guests execute there.
 func (o CloudletCapacityPtrOutput) Accelerator() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletCapacity) *string {
 		if v == nil {
@@ -1426,6 +1442,7 @@ func (o CloudletCapacityPtrOutput) Accelerator() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// Processor cores of the node.
 func (o CloudletCapacityPtrOutput) Cores() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *CloudletCapacity) *int {
 		if v == nil {
@@ -1435,6 +1452,7 @@ func (o CloudletCapacityPtrOutput) Cores() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+// What the node's processor can do, in the words of /proc/cpuinfo.
 func (o CloudletCapacityPtrOutput) CpuFlags() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v *CloudletCapacity) []string {
 		if v == nil {
@@ -1444,6 +1462,7 @@ func (o CloudletCapacityPtrOutput) CpuFlags() pulumi.StringArrayOutput {
 	}).(pulumi.StringArrayOutput)
 }
 
+// Machine types that QEMU has there.
 func (o CloudletCapacityPtrOutput) MachineTypes() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v *CloudletCapacity) []string {
 		if v == nil {
@@ -1453,6 +1472,7 @@ func (o CloudletCapacityPtrOutput) MachineTypes() pulumi.StringArrayOutput {
 	}).(pulumi.StringArrayOutput)
 }
 
+// Memory of the node in MiB.
 func (o CloudletCapacityPtrOutput) MemoryMib() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *CloudletCapacity) *int {
 		if v == nil {
@@ -1882,11 +1902,16 @@ func (o CloudletHydratePtrOutput) TimeoutSeconds() pulumi.IntPtrOutput {
 }
 
 type CloudletMade struct {
-	Base        string    `pulumi:"base"`
-	Builder     string    `pulumi:"builder"`
-	Kind        string    `pulumi:"kind"`
-	MemoryBytes int       `pulumi:"memoryBytes"`
-	Resources   Resources `pulumi:"resources"`
+	// SHA-256 of the image that it stands on.
+	Base string `pulumi:"base"`
+	// The Hypervisor that keeps it.
+	Builder string `pulumi:"builder"`
+	// The kind of hypervisor it is for.
+	Kind string `pulumi:"kind"`
+	// Changed pages of the memory, decompressed.
+	MemoryBytes int `pulumi:"memoryBytes"`
+	// What the guest had while it was built.
+	Resources Resources `pulumi:"resources"`
 }
 
 // Defaults sets the appropriate defaults for CloudletMade
@@ -1912,11 +1937,16 @@ type CloudletMadeInput interface {
 }
 
 type CloudletMadeArgs struct {
-	Base        pulumi.StringInput `pulumi:"base"`
-	Builder     pulumi.StringInput `pulumi:"builder"`
-	Kind        pulumi.StringInput `pulumi:"kind"`
-	MemoryBytes pulumi.IntInput    `pulumi:"memoryBytes"`
-	Resources   ResourcesInput     `pulumi:"resources"`
+	// SHA-256 of the image that it stands on.
+	Base pulumi.StringInput `pulumi:"base"`
+	// The Hypervisor that keeps it.
+	Builder pulumi.StringInput `pulumi:"builder"`
+	// The kind of hypervisor it is for.
+	Kind pulumi.StringInput `pulumi:"kind"`
+	// Changed pages of the memory, decompressed.
+	MemoryBytes pulumi.IntInput `pulumi:"memoryBytes"`
+	// What the guest had while it was built.
+	Resources ResourcesInput `pulumi:"resources"`
 }
 
 // Defaults sets the appropriate defaults for CloudletMadeArgs
@@ -2005,22 +2035,27 @@ func (o CloudletMadeOutput) ToCloudletMadePtrOutputWithContext(ctx context.Conte
 	}).(CloudletMadePtrOutput)
 }
 
+// SHA-256 of the image that it stands on.
 func (o CloudletMadeOutput) Base() pulumi.StringOutput {
 	return o.ApplyT(func(v CloudletMade) string { return v.Base }).(pulumi.StringOutput)
 }
 
+// The Hypervisor that keeps it.
 func (o CloudletMadeOutput) Builder() pulumi.StringOutput {
 	return o.ApplyT(func(v CloudletMade) string { return v.Builder }).(pulumi.StringOutput)
 }
 
+// The kind of hypervisor it is for.
 func (o CloudletMadeOutput) Kind() pulumi.StringOutput {
 	return o.ApplyT(func(v CloudletMade) string { return v.Kind }).(pulumi.StringOutput)
 }
 
+// Changed pages of the memory, decompressed.
 func (o CloudletMadeOutput) MemoryBytes() pulumi.IntOutput {
 	return o.ApplyT(func(v CloudletMade) int { return v.MemoryBytes }).(pulumi.IntOutput)
 }
 
+// What the guest had while it was built.
 func (o CloudletMadeOutput) Resources() ResourcesOutput {
 	return o.ApplyT(func(v CloudletMade) Resources { return v.Resources }).(ResourcesOutput)
 }
@@ -2049,6 +2084,7 @@ func (o CloudletMadePtrOutput) Elem() CloudletMadeOutput {
 	}).(CloudletMadeOutput)
 }
 
+// SHA-256 of the image that it stands on.
 func (o CloudletMadePtrOutput) Base() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletMade) *string {
 		if v == nil {
@@ -2058,6 +2094,7 @@ func (o CloudletMadePtrOutput) Base() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// The Hypervisor that keeps it.
 func (o CloudletMadePtrOutput) Builder() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletMade) *string {
 		if v == nil {
@@ -2067,6 +2104,7 @@ func (o CloudletMadePtrOutput) Builder() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// The kind of hypervisor it is for.
 func (o CloudletMadePtrOutput) Kind() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletMade) *string {
 		if v == nil {
@@ -2076,6 +2114,7 @@ func (o CloudletMadePtrOutput) Kind() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// Changed pages of the memory, decompressed.
 func (o CloudletMadePtrOutput) MemoryBytes() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *CloudletMade) *int {
 		if v == nil {
@@ -2085,6 +2124,7 @@ func (o CloudletMadePtrOutput) MemoryBytes() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+// What the guest had while it was built.
 func (o CloudletMadePtrOutput) Resources() ResourcesPtrOutput {
 	return o.ApplyT(func(v *CloudletMade) *Resources {
 		if v == nil {
@@ -2232,7 +2272,9 @@ func (o CloudletOverlayPtrOutput) Digest() pulumi.StringPtrOutput {
 }
 
 type CloudletOverlaySource struct {
-	File  *string `pulumi:"file"`
+	// Path of an overlay that was exported.
+	File *string `pulumi:"file"`
+	// OCI reference of an overlay that was pushed.
 	Image *string `pulumi:"image"`
 }
 
@@ -2248,7 +2290,9 @@ type CloudletOverlaySourceInput interface {
 }
 
 type CloudletOverlaySourceArgs struct {
-	File  pulumi.StringPtrInput `pulumi:"file"`
+	// Path of an overlay that was exported.
+	File pulumi.StringPtrInput `pulumi:"file"`
+	// OCI reference of an overlay that was pushed.
 	Image pulumi.StringPtrInput `pulumi:"image"`
 }
 
@@ -2329,10 +2373,12 @@ func (o CloudletOverlaySourceOutput) ToCloudletOverlaySourcePtrOutputWithContext
 	}).(CloudletOverlaySourcePtrOutput)
 }
 
+// Path of an overlay that was exported.
 func (o CloudletOverlaySourceOutput) File() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v CloudletOverlaySource) *string { return v.File }).(pulumi.StringPtrOutput)
 }
 
+// OCI reference of an overlay that was pushed.
 func (o CloudletOverlaySourceOutput) Image() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v CloudletOverlaySource) *string { return v.Image }).(pulumi.StringPtrOutput)
 }
@@ -2361,6 +2407,7 @@ func (o CloudletOverlaySourcePtrOutput) Elem() CloudletOverlaySourceOutput {
 	}).(CloudletOverlaySourceOutput)
 }
 
+// Path of an overlay that was exported.
 func (o CloudletOverlaySourcePtrOutput) File() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletOverlaySource) *string {
 		if v == nil {
@@ -2370,6 +2417,7 @@ func (o CloudletOverlaySourcePtrOutput) File() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// OCI reference of an overlay that was pushed.
 func (o CloudletOverlaySourcePtrOutput) Image() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletOverlaySource) *string {
 		if v == nil {
@@ -2592,7 +2640,8 @@ type CloudletProvision struct {
 	FirstReplyMillis int `pulumi:"firstReplyMillis"`
 	// Why this rung and no better one.
 	Reason string `pulumi:"reason"`
-	Rung   string `pulumi:"rung"`
+	// `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk.
+	Rung string `pulumi:"rung"`
 	// Until nothing was missing on the node any more.
 	TotalMillis int `pulumi:"totalMillis"`
 	// Whether every byte that was used had been compared with its digest.
@@ -2633,6 +2682,7 @@ func (o CloudletProvisionOutput) Reason() pulumi.StringOutput {
 	return o.ApplyT(func(v CloudletProvision) string { return v.Reason }).(pulumi.StringOutput)
 }
 
+// `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk.
 func (o CloudletProvisionOutput) Rung() pulumi.StringOutput {
 	return o.ApplyT(func(v CloudletProvision) string { return v.Rung }).(pulumi.StringOutput)
 }
@@ -2711,6 +2761,7 @@ func (o CloudletProvisionPtrOutput) Reason() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk.
 func (o CloudletProvisionPtrOutput) Rung() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *CloudletProvision) *string {
 		if v == nil {
@@ -3482,18 +3533,29 @@ func (o ConnectionProxyPtrOutput) User() pulumi.StringPtrOutput {
 }
 
 type Facts struct {
-	Architecture string      `pulumi:"architecture"`
-	Cores        int         `pulumi:"cores"`
-	CpuFlags     []string    `pulumi:"cpuFlags"`
-	CpuModel     string      `pulumi:"cpuModel"`
-	Disks        []FactsDisk `pulumi:"disks"`
-	Hostname     string      `pulumi:"hostname"`
-	Kernel       string      `pulumi:"kernel"`
+	// `x86_64`, `aarch64` and so on, as `uname -m` says.
+	Architecture string `pulumi:"architecture"`
+	// Processor cores.
+	Cores int `pulumi:"cores"`
+	// What the processor can do, in the words of /proc/cpuinfo.
+	CpuFlags []string `pulumi:"cpuFlags"`
+	// The processor's name.
+	CpuModel string `pulumi:"cpuModel"`
+	// The file systems of `/` and of what the agent keeps.
+	Disks []FactsDisk `pulumi:"disks"`
+	// Name that the machine has for itself.
+	Hostname string `pulumi:"hostname"`
+	// Release of the running kernel.
+	Kernel string `pulumi:"kernel"`
 	// Identifies the machine: contents of /etc/machine-id, or the digest of the host key where there is none.
-	MachineId      string              `pulumi:"machineId"`
-	MemoryMib      int                 `pulumi:"memoryMib"`
-	Os             FactsOs             `pulumi:"os"`
-	Systemd        bool                `pulumi:"systemd"`
+	MachineId string `pulumi:"machineId"`
+	// Memory in MiB.
+	MemoryMib int `pulumi:"memoryMib"`
+	// The operating system.
+	Os FactsOs `pulumi:"os"`
+	// Whether systemd runs there.
+	Systemd bool `pulumi:"systemd"`
+	// Whether guests execute with hardware acceleration.
 	Virtualisation FactsVirtualisation `pulumi:"virtualisation"`
 }
 
@@ -3511,30 +3573,37 @@ func (o FactsOutput) ToFactsOutputWithContext(ctx context.Context) FactsOutput {
 	return o
 }
 
+// `x86_64`, `aarch64` and so on, as `uname -m` says.
 func (o FactsOutput) Architecture() pulumi.StringOutput {
 	return o.ApplyT(func(v Facts) string { return v.Architecture }).(pulumi.StringOutput)
 }
 
+// Processor cores.
 func (o FactsOutput) Cores() pulumi.IntOutput {
 	return o.ApplyT(func(v Facts) int { return v.Cores }).(pulumi.IntOutput)
 }
 
+// What the processor can do, in the words of /proc/cpuinfo.
 func (o FactsOutput) CpuFlags() pulumi.StringArrayOutput {
 	return o.ApplyT(func(v Facts) []string { return v.CpuFlags }).(pulumi.StringArrayOutput)
 }
 
+// The processor's name.
 func (o FactsOutput) CpuModel() pulumi.StringOutput {
 	return o.ApplyT(func(v Facts) string { return v.CpuModel }).(pulumi.StringOutput)
 }
 
+// The file systems of `/` and of what the agent keeps.
 func (o FactsOutput) Disks() FactsDiskArrayOutput {
 	return o.ApplyT(func(v Facts) []FactsDisk { return v.Disks }).(FactsDiskArrayOutput)
 }
 
+// Name that the machine has for itself.
 func (o FactsOutput) Hostname() pulumi.StringOutput {
 	return o.ApplyT(func(v Facts) string { return v.Hostname }).(pulumi.StringOutput)
 }
 
+// Release of the running kernel.
 func (o FactsOutput) Kernel() pulumi.StringOutput {
 	return o.ApplyT(func(v Facts) string { return v.Kernel }).(pulumi.StringOutput)
 }
@@ -3544,26 +3613,33 @@ func (o FactsOutput) MachineId() pulumi.StringOutput {
 	return o.ApplyT(func(v Facts) string { return v.MachineId }).(pulumi.StringOutput)
 }
 
+// Memory in MiB.
 func (o FactsOutput) MemoryMib() pulumi.IntOutput {
 	return o.ApplyT(func(v Facts) int { return v.MemoryMib }).(pulumi.IntOutput)
 }
 
+// The operating system.
 func (o FactsOutput) Os() FactsOsOutput {
 	return o.ApplyT(func(v Facts) FactsOs { return v.Os }).(FactsOsOutput)
 }
 
+// Whether systemd runs there.
 func (o FactsOutput) Systemd() pulumi.BoolOutput {
 	return o.ApplyT(func(v Facts) bool { return v.Systemd }).(pulumi.BoolOutput)
 }
 
+// Whether guests execute with hardware acceleration.
 func (o FactsOutput) Virtualisation() FactsVirtualisationOutput {
 	return o.ApplyT(func(v Facts) FactsVirtualisation { return v.Virtualisation }).(FactsVirtualisationOutput)
 }
 
 type FactsDisk struct {
-	FreeMib  int    `pulumi:"freeMib"`
-	Mount    string `pulumi:"mount"`
-	TotalMib int    `pulumi:"totalMib"`
+	// What is free of it, in MiB.
+	FreeMib int `pulumi:"freeMib"`
+	// Where it is mounted.
+	Mount string `pulumi:"mount"`
+	// Its size in MiB.
+	TotalMib int `pulumi:"totalMib"`
 }
 
 type FactsDiskOutput struct{ *pulumi.OutputState }
@@ -3580,14 +3656,17 @@ func (o FactsDiskOutput) ToFactsDiskOutputWithContext(ctx context.Context) Facts
 	return o
 }
 
+// What is free of it, in MiB.
 func (o FactsDiskOutput) FreeMib() pulumi.IntOutput {
 	return o.ApplyT(func(v FactsDisk) int { return v.FreeMib }).(pulumi.IntOutput)
 }
 
+// Where it is mounted.
 func (o FactsDiskOutput) Mount() pulumi.StringOutput {
 	return o.ApplyT(func(v FactsDisk) string { return v.Mount }).(pulumi.StringOutput)
 }
 
+// Its size in MiB.
 func (o FactsDiskOutput) TotalMib() pulumi.IntOutput {
 	return o.ApplyT(func(v FactsDisk) int { return v.TotalMib }).(pulumi.IntOutput)
 }
@@ -3613,8 +3692,11 @@ func (o FactsDiskArrayOutput) Index(i pulumi.IntInput) FactsDiskOutput {
 }
 
 type FactsOs struct {
-	Id      string `pulumi:"id"`
-	Name    string `pulumi:"name"`
+	// `debian`, `ubuntu` and so on, as in /etc/os-release.
+	Id string `pulumi:"id"`
+	// Its name in full.
+	Name string `pulumi:"name"`
+	// Its VERSION_ID, such as `12`.
 	Version string `pulumi:"version"`
 }
 
@@ -3632,21 +3714,25 @@ func (o FactsOsOutput) ToFactsOsOutputWithContext(ctx context.Context) FactsOsOu
 	return o
 }
 
+// `debian`, `ubuntu` and so on, as in /etc/os-release.
 func (o FactsOsOutput) Id() pulumi.StringOutput {
 	return o.ApplyT(func(v FactsOs) string { return v.Id }).(pulumi.StringOutput)
 }
 
+// Its name in full.
 func (o FactsOsOutput) Name() pulumi.StringOutput {
 	return o.ApplyT(func(v FactsOs) string { return v.Name }).(pulumi.StringOutput)
 }
 
+// Its VERSION_ID, such as `12`.
 func (o FactsOsOutput) Version() pulumi.StringOutput {
 	return o.ApplyT(func(v FactsOs) string { return v.Version }).(pulumi.StringOutput)
 }
 
 type FactsVirtualisation struct {
 	// True only when a guest really executed with hardware acceleration.
-	Kvm    bool   `pulumi:"kvm"`
+	Kvm bool `pulumi:"kvm"`
+	// How that is known, or why it is not so.
 	Reason string `pulumi:"reason"`
 }
 
@@ -3669,6 +3755,7 @@ func (o FactsVirtualisationOutput) Kvm() pulumi.BoolOutput {
 	return o.ApplyT(func(v FactsVirtualisation) bool { return v.Kvm }).(pulumi.BoolOutput)
 }
 
+// How that is known, or why it is not so.
 func (o FactsVirtualisationOutput) Reason() pulumi.StringOutput {
 	return o.ApplyT(func(v FactsVirtualisation) string { return v.Reason }).(pulumi.StringOutput)
 }
@@ -3813,8 +3900,11 @@ func (o FileArrayOutput) Index(i pulumi.IntInput) FileOutput {
 }
 
 type GetCloudletPort struct {
-	HostPort int    `pulumi:"hostPort"`
-	Port     int    `pulumi:"port"`
+	// Port on the node.
+	HostPort int `pulumi:"hostPort"`
+	// Port inside the cloudlet.
+	Port int `pulumi:"port"`
+	// Transport protocol.
 	Protocol string `pulumi:"protocol"`
 }
 
@@ -3832,14 +3922,17 @@ func (o GetCloudletPortOutput) ToGetCloudletPortOutputWithContext(ctx context.Co
 	return o
 }
 
+// Port on the node.
 func (o GetCloudletPortOutput) HostPort() pulumi.IntOutput {
 	return o.ApplyT(func(v GetCloudletPort) int { return v.HostPort }).(pulumi.IntOutput)
 }
 
+// Port inside the cloudlet.
 func (o GetCloudletPortOutput) Port() pulumi.IntOutput {
 	return o.ApplyT(func(v GetCloudletPort) int { return v.Port }).(pulumi.IntOutput)
 }
 
+// Transport protocol.
 func (o GetCloudletPortOutput) Protocol() pulumi.StringOutput {
 	return o.ApplyT(func(v GetCloudletPort) string { return v.Protocol }).(pulumi.StringOutput)
 }
@@ -4312,19 +4405,24 @@ func (o HypervisorLxdPtrOutput) ServerCertificate() pulumi.StringPtrOutput {
 type LastMove struct {
 	// Bytes of the cloudlet that the target already had.
 	BytesAvoided int `pulumi:"bytesAvoided"`
-	BytesSent    int `pulumi:"bytesSent"`
+	// Bytes that were sent, compressed.
+	BytesSent int `pulumi:"bytesSent"`
 	// From the stop on the source to the first successful readiness check on the target.
-	DowntimeMillis int    `pulumi:"downtimeMillis"`
-	From           string `pulumi:"from"`
+	DowntimeMillis int `pulumi:"downtimeMillis"`
+	// Name of the node it left.
+	From string `pulumi:"from"`
 	// live: memory, disk and volumes of a running guest; cold: disk and volumes; state: volumes and state files between hypervisor kinds.
 	Mode string `pulumi:"mode"`
 	// What was expected when the guest was paused; of a live move.
 	Predicted *LastMovePredicted `pulumi:"predicted"`
 	// Of a live move, in order; the last one while the guest was paused.
-	Rounds      []LastMoveRound `pulumi:"rounds"`
-	Route       string          `pulumi:"route"`
-	To          string          `pulumi:"to"`
-	TotalMillis int             `pulumi:"totalMillis"`
+	Rounds []LastMoveRound `pulumi:"rounds"`
+	// From node to node, or through the operator's machine.
+	Route string `pulumi:"route"`
+	// Name of the node it came to.
+	To string `pulumi:"to"`
+	// From its begin until the application answered on the target.
+	TotalMillis int `pulumi:"totalMillis"`
 }
 
 type LastMoveOutput struct{ *pulumi.OutputState }
@@ -4346,6 +4444,7 @@ func (o LastMoveOutput) BytesAvoided() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMove) int { return v.BytesAvoided }).(pulumi.IntOutput)
 }
 
+// Bytes that were sent, compressed.
 func (o LastMoveOutput) BytesSent() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMove) int { return v.BytesSent }).(pulumi.IntOutput)
 }
@@ -4355,6 +4454,7 @@ func (o LastMoveOutput) DowntimeMillis() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMove) int { return v.DowntimeMillis }).(pulumi.IntOutput)
 }
 
+// Name of the node it left.
 func (o LastMoveOutput) From() pulumi.StringOutput {
 	return o.ApplyT(func(v LastMove) string { return v.From }).(pulumi.StringOutput)
 }
@@ -4374,14 +4474,17 @@ func (o LastMoveOutput) Rounds() LastMoveRoundArrayOutput {
 	return o.ApplyT(func(v LastMove) []LastMoveRound { return v.Rounds }).(LastMoveRoundArrayOutput)
 }
 
+// From node to node, or through the operator's machine.
 func (o LastMoveOutput) Route() pulumi.StringOutput {
 	return o.ApplyT(func(v LastMove) string { return v.Route }).(pulumi.StringOutput)
 }
 
+// Name of the node it came to.
 func (o LastMoveOutput) To() pulumi.StringOutput {
 	return o.ApplyT(func(v LastMove) string { return v.To }).(pulumi.StringOutput)
 }
 
+// From its begin until the application answered on the target.
 func (o LastMoveOutput) TotalMillis() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMove) int { return v.TotalMillis }).(pulumi.IntOutput)
 }
@@ -4420,6 +4523,7 @@ func (o LastMovePtrOutput) BytesAvoided() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+// Bytes that were sent, compressed.
 func (o LastMovePtrOutput) BytesSent() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *LastMove) *int {
 		if v == nil {
@@ -4439,6 +4543,7 @@ func (o LastMovePtrOutput) DowntimeMillis() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+// Name of the node it left.
 func (o LastMovePtrOutput) From() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *LastMove) *string {
 		if v == nil {
@@ -4478,6 +4583,7 @@ func (o LastMovePtrOutput) Rounds() LastMoveRoundArrayOutput {
 	}).(LastMoveRoundArrayOutput)
 }
 
+// From node to node, or through the operator's machine.
 func (o LastMovePtrOutput) Route() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *LastMove) *string {
 		if v == nil {
@@ -4487,6 +4593,7 @@ func (o LastMovePtrOutput) Route() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// Name of the node it came to.
 func (o LastMovePtrOutput) To() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *LastMove) *string {
 		if v == nil {
@@ -4496,6 +4603,7 @@ func (o LastMovePtrOutput) To() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// From its begin until the application answered on the target.
 func (o LastMovePtrOutput) TotalMillis() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *LastMove) *int {
 		if v == nil {
@@ -4506,8 +4614,10 @@ func (o LastMovePtrOutput) TotalMillis() pulumi.IntPtrOutput {
 }
 
 type LastMovePredicted struct {
+	// Of the pause.
 	DowntimeMillis int `pulumi:"downtimeMillis"`
-	TotalMillis    int `pulumi:"totalMillis"`
+	// Of the whole move.
+	TotalMillis int `pulumi:"totalMillis"`
 }
 
 type LastMovePredictedOutput struct{ *pulumi.OutputState }
@@ -4524,10 +4634,12 @@ func (o LastMovePredictedOutput) ToLastMovePredictedOutputWithContext(ctx contex
 	return o
 }
 
+// Of the pause.
 func (o LastMovePredictedOutput) DowntimeMillis() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMovePredicted) int { return v.DowntimeMillis }).(pulumi.IntOutput)
 }
 
+// Of the whole move.
 func (o LastMovePredictedOutput) TotalMillis() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMovePredicted) int { return v.TotalMillis }).(pulumi.IntOutput)
 }
@@ -4556,6 +4668,7 @@ func (o LastMovePredictedPtrOutput) Elem() LastMovePredictedOutput {
 	}).(LastMovePredictedOutput)
 }
 
+// Of the pause.
 func (o LastMovePredictedPtrOutput) DowntimeMillis() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *LastMovePredicted) *int {
 		if v == nil {
@@ -4565,6 +4678,7 @@ func (o LastMovePredictedPtrOutput) DowntimeMillis() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+// Of the whole move.
 func (o LastMovePredictedPtrOutput) TotalMillis() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *LastMovePredicted) *int {
 		if v == nil {
@@ -4580,7 +4694,8 @@ type LastMoveRound struct {
 	// Bytes on the wire, compressed.
 	Bytes int `pulumi:"bytes"`
 	// Level of the compression.
-	Level  int `pulumi:"level"`
+	Level int `pulumi:"level"`
+	// How long it took.
 	Millis int `pulumi:"millis"`
 	// Pages of memory that it sent.
 	Pages int `pulumi:"pages"`
@@ -4619,6 +4734,7 @@ func (o LastMoveRoundOutput) Level() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMoveRound) int { return v.Level }).(pulumi.IntOutput)
 }
 
+// How long it took.
 func (o LastMoveRoundOutput) Millis() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMoveRound) int { return v.Millis }).(pulumi.IntOutput)
 }
@@ -4659,10 +4775,14 @@ func (o LastMoveRoundArrayOutput) Index(i pulumi.IntInput) LastMoveRoundOutput {
 }
 
 type Machine struct {
-	Accelerator string     `pulumi:"accelerator"`
-	Cores       int        `pulumi:"cores"`
-	Cpu         MachineCpu `pulumi:"cpu"`
-	MemoryMib   int        `pulumi:"memoryMib"`
+	// How the guest was executed: kvm = hardware, tcg = software emulation.
+	Accelerator string `pulumi:"accelerator"`
+	// Its processor cores.
+	Cores int `pulumi:"cores"`
+	// The processor that the guest has seen.
+	Cpu MachineCpu `pulumi:"cpu"`
+	// Its memory in MiB.
+	MemoryMib int `pulumi:"memoryMib"`
 	// QEMU's machine type, pinned.
 	Type string `pulumi:"type"`
 }
@@ -4679,10 +4799,14 @@ type MachineInput interface {
 }
 
 type MachineArgs struct {
+	// How the guest was executed: kvm = hardware, tcg = software emulation.
 	Accelerator pulumi.StringInput `pulumi:"accelerator"`
-	Cores       pulumi.IntInput    `pulumi:"cores"`
-	Cpu         MachineCpuInput    `pulumi:"cpu"`
-	MemoryMib   pulumi.IntInput    `pulumi:"memoryMib"`
+	// Its processor cores.
+	Cores pulumi.IntInput `pulumi:"cores"`
+	// The processor that the guest has seen.
+	Cpu MachineCpuInput `pulumi:"cpu"`
+	// Its memory in MiB.
+	MemoryMib pulumi.IntInput `pulumi:"memoryMib"`
 	// QEMU's machine type, pinned.
 	Type pulumi.StringInput `pulumi:"type"`
 }
@@ -4764,18 +4888,22 @@ func (o MachineOutput) ToMachinePtrOutputWithContext(ctx context.Context) Machin
 	}).(MachinePtrOutput)
 }
 
+// How the guest was executed: kvm = hardware, tcg = software emulation.
 func (o MachineOutput) Accelerator() pulumi.StringOutput {
 	return o.ApplyT(func(v Machine) string { return v.Accelerator }).(pulumi.StringOutput)
 }
 
+// Its processor cores.
 func (o MachineOutput) Cores() pulumi.IntOutput {
 	return o.ApplyT(func(v Machine) int { return v.Cores }).(pulumi.IntOutput)
 }
 
+// The processor that the guest has seen.
 func (o MachineOutput) Cpu() MachineCpuOutput {
 	return o.ApplyT(func(v Machine) MachineCpu { return v.Cpu }).(MachineCpuOutput)
 }
 
+// Its memory in MiB.
 func (o MachineOutput) MemoryMib() pulumi.IntOutput {
 	return o.ApplyT(func(v Machine) int { return v.MemoryMib }).(pulumi.IntOutput)
 }
@@ -4809,6 +4937,7 @@ func (o MachinePtrOutput) Elem() MachineOutput {
 	}).(MachineOutput)
 }
 
+// How the guest was executed: kvm = hardware, tcg = software emulation.
 func (o MachinePtrOutput) Accelerator() pulumi.StringPtrOutput {
 	return o.ApplyT(func(v *Machine) *string {
 		if v == nil {
@@ -4818,6 +4947,7 @@ func (o MachinePtrOutput) Accelerator() pulumi.StringPtrOutput {
 	}).(pulumi.StringPtrOutput)
 }
 
+// Its processor cores.
 func (o MachinePtrOutput) Cores() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *Machine) *int {
 		if v == nil {
@@ -4827,6 +4957,7 @@ func (o MachinePtrOutput) Cores() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+// The processor that the guest has seen.
 func (o MachinePtrOutput) Cpu() MachineCpuPtrOutput {
 	return o.ApplyT(func(v *Machine) *MachineCpu {
 		if v == nil {
@@ -4836,6 +4967,7 @@ func (o MachinePtrOutput) Cpu() MachineCpuPtrOutput {
 	}).(MachineCpuPtrOutput)
 }
 
+// Its memory in MiB.
 func (o MachinePtrOutput) MemoryMib() pulumi.IntPtrOutput {
 	return o.ApplyT(func(v *Machine) *int {
 		if v == nil {

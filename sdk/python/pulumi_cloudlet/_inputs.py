@@ -84,7 +84,7 @@ __all__ = [
 class BaseArgsDict(TypedDict):
     digest: NotRequired[pulumi.Input[Optional[_builtins.str]]]
     """
-    SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+    SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
     """
     file: NotRequired[pulumi.Input[Optional[_builtins.str]]]
     """
@@ -107,7 +107,7 @@ class BaseArgs:
                  image: pulumi.Input[Optional[_builtins.str]] = None,
                  memory: pulumi.Input[Optional['BaseMemoryArgs']] = None):
         """
-        :param pulumi.Input[_builtins.str] digest: SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+        :param pulumi.Input[_builtins.str] digest: SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
         :param pulumi.Input[_builtins.str] file: Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd.
         :param pulumi.Input[_builtins.str] image: Name of the BaseImage; give the resource itself instead.
         :param pulumi.Input['BaseMemoryArgs'] memory: The BaseImage's saved memory; the SDK takes it from the resource.
@@ -125,7 +125,7 @@ class BaseArgs:
     @pulumi.getter
     def digest(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
-        SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+        SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
         """
         return pulumi.get(self, "digest")
 
@@ -523,10 +523,6 @@ class BaseSourceBuildArgs:
 
 
 class CloudletBuildArgsDict(TypedDict):
-    context: pulumi.Input[_builtins.str]
-    """
-    Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
-    """
     start: pulumi.Input[_builtins.str]
     """
     Shell command that runs the application.
@@ -534,6 +530,10 @@ class CloudletBuildArgsDict(TypedDict):
     command: NotRequired[pulumi.Input[Optional[_builtins.str]]]
     """
     Shell command run in that directory, in the cloudlet, for each new version.
+    """
+    context: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
     """
     digest: NotRequired[pulumi.Input[Optional[_builtins.str]]]
     """
@@ -543,34 +543,23 @@ class CloudletBuildArgsDict(TypedDict):
 @pulumi.input_type
 class CloudletBuildArgs:
     def __init__(__self__, *,
-                 context: pulumi.Input[_builtins.str],
                  start: pulumi.Input[_builtins.str],
                  command: pulumi.Input[Optional[_builtins.str]] = None,
+                 context: pulumi.Input[Optional[_builtins.str]] = None,
                  digest: pulumi.Input[Optional[_builtins.str]] = None):
         """
-        :param pulumi.Input[_builtins.str] context: Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
         :param pulumi.Input[_builtins.str] start: Shell command that runs the application.
         :param pulumi.Input[_builtins.str] command: Shell command run in that directory, in the cloudlet, for each new version.
+        :param pulumi.Input[_builtins.str] context: Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
         :param pulumi.Input[_builtins.str] digest: SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
         """
-        pulumi.set(__self__, "context", context)
         pulumi.set(__self__, "start", start)
         if command is not None:
             pulumi.set(__self__, "command", command)
+        if context is not None:
+            pulumi.set(__self__, "context", context)
         if digest is not None:
             pulumi.set(__self__, "digest", digest)
-
-    @_builtins.property
-    @pulumi.getter
-    def context(self) -> pulumi.Input[_builtins.str]:
-        """
-        Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
-        """
-        return pulumi.get(self, "context")
-
-    @context.setter
-    def context(self, value: pulumi.Input[_builtins.str]):
-        pulumi.set(self, "context", value)
 
     @_builtins.property
     @pulumi.getter
@@ -598,6 +587,18 @@ class CloudletBuildArgs:
 
     @_builtins.property
     @pulumi.getter
+    def context(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
+        """
+        return pulumi.get(self, "context")
+
+    @context.setter
+    def context(self, value: pulumi.Input[Optional[_builtins.str]]):
+        pulumi.set(self, "context", value)
+
+    @_builtins.property
+    @pulumi.getter
     def digest(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
         SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
@@ -611,10 +612,25 @@ class CloudletBuildArgs:
 
 class CloudletCapacityArgsDict(TypedDict):
     cores: pulumi.Input[_builtins.int]
+    """
+    Processor cores of the node.
+    """
     memory_mib: pulumi.Input[_builtins.int]
+    """
+    Memory of the node in MiB.
+    """
     accelerator: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    How guests execute there.
+    """
     cpu_flags: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]]
+    """
+    What the node's processor can do, in the words of /proc/cpuinfo.
+    """
     machine_types: NotRequired[pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]]
+    """
+    Machine types that QEMU has there.
+    """
 
 @pulumi.input_type
 class CloudletCapacityArgs:
@@ -624,6 +640,13 @@ class CloudletCapacityArgs:
                  accelerator: pulumi.Input[Optional[_builtins.str]] = None,
                  cpu_flags: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None,
                  machine_types: pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]] = None):
+        """
+        :param pulumi.Input[_builtins.int] cores: Processor cores of the node.
+        :param pulumi.Input[_builtins.int] memory_mib: Memory of the node in MiB.
+        :param pulumi.Input[_builtins.str] accelerator: How guests execute there.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] cpu_flags: What the node's processor can do, in the words of /proc/cpuinfo.
+        :param pulumi.Input[Sequence[pulumi.Input[_builtins.str]]] machine_types: Machine types that QEMU has there.
+        """
         pulumi.set(__self__, "cores", cores)
         pulumi.set(__self__, "memory_mib", memory_mib)
         if accelerator is not None:
@@ -636,6 +659,9 @@ class CloudletCapacityArgs:
     @_builtins.property
     @pulumi.getter
     def cores(self) -> pulumi.Input[_builtins.int]:
+        """
+        Processor cores of the node.
+        """
         return pulumi.get(self, "cores")
 
     @cores.setter
@@ -645,6 +671,9 @@ class CloudletCapacityArgs:
     @_builtins.property
     @pulumi.getter(name="memoryMib")
     def memory_mib(self) -> pulumi.Input[_builtins.int]:
+        """
+        Memory of the node in MiB.
+        """
         return pulumi.get(self, "memory_mib")
 
     @memory_mib.setter
@@ -654,6 +683,9 @@ class CloudletCapacityArgs:
     @_builtins.property
     @pulumi.getter
     def accelerator(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        How guests execute there.
+        """
         return pulumi.get(self, "accelerator")
 
     @accelerator.setter
@@ -663,6 +695,9 @@ class CloudletCapacityArgs:
     @_builtins.property
     @pulumi.getter(name="cpuFlags")
     def cpu_flags(self) -> pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]:
+        """
+        What the node's processor can do, in the words of /proc/cpuinfo.
+        """
         return pulumi.get(self, "cpu_flags")
 
     @cpu_flags.setter
@@ -672,6 +707,9 @@ class CloudletCapacityArgs:
     @_builtins.property
     @pulumi.getter(name="machineTypes")
     def machine_types(self) -> pulumi.Input[Optional[Sequence[pulumi.Input[_builtins.str]]]]:
+        """
+        Machine types that QEMU has there.
+        """
         return pulumi.get(self, "machine_types")
 
     @machine_types.setter
@@ -829,10 +867,25 @@ class CloudletHydrateArgs:
 
 class CloudletMadeArgsDict(TypedDict):
     base: pulumi.Input[_builtins.str]
+    """
+    SHA-256 of the image that it stands on.
+    """
     builder: pulumi.Input[_builtins.str]
+    """
+    The Hypervisor that keeps it.
+    """
     kind: pulumi.Input[_builtins.str]
+    """
+    The kind of hypervisor it is for.
+    """
     memory_bytes: pulumi.Input[_builtins.int]
+    """
+    Changed pages of the memory, decompressed.
+    """
     resources: pulumi.Input['ResourcesArgsDict']
+    """
+    What the guest had while it was built.
+    """
 
 @pulumi.input_type
 class CloudletMadeArgs:
@@ -842,6 +895,13 @@ class CloudletMadeArgs:
                  kind: pulumi.Input[_builtins.str],
                  memory_bytes: pulumi.Input[_builtins.int],
                  resources: pulumi.Input['ResourcesArgs']):
+        """
+        :param pulumi.Input[_builtins.str] base: SHA-256 of the image that it stands on.
+        :param pulumi.Input[_builtins.str] builder: The Hypervisor that keeps it.
+        :param pulumi.Input[_builtins.str] kind: The kind of hypervisor it is for.
+        :param pulumi.Input[_builtins.int] memory_bytes: Changed pages of the memory, decompressed.
+        :param pulumi.Input['ResourcesArgs'] resources: What the guest had while it was built.
+        """
         pulumi.set(__self__, "base", base)
         pulumi.set(__self__, "builder", builder)
         pulumi.set(__self__, "kind", kind)
@@ -851,6 +911,9 @@ class CloudletMadeArgs:
     @_builtins.property
     @pulumi.getter
     def base(self) -> pulumi.Input[_builtins.str]:
+        """
+        SHA-256 of the image that it stands on.
+        """
         return pulumi.get(self, "base")
 
     @base.setter
@@ -860,6 +923,9 @@ class CloudletMadeArgs:
     @_builtins.property
     @pulumi.getter
     def builder(self) -> pulumi.Input[_builtins.str]:
+        """
+        The Hypervisor that keeps it.
+        """
         return pulumi.get(self, "builder")
 
     @builder.setter
@@ -869,6 +935,9 @@ class CloudletMadeArgs:
     @_builtins.property
     @pulumi.getter
     def kind(self) -> pulumi.Input[_builtins.str]:
+        """
+        The kind of hypervisor it is for.
+        """
         return pulumi.get(self, "kind")
 
     @kind.setter
@@ -878,6 +947,9 @@ class CloudletMadeArgs:
     @_builtins.property
     @pulumi.getter(name="memoryBytes")
     def memory_bytes(self) -> pulumi.Input[_builtins.int]:
+        """
+        Changed pages of the memory, decompressed.
+        """
         return pulumi.get(self, "memory_bytes")
 
     @memory_bytes.setter
@@ -887,6 +959,9 @@ class CloudletMadeArgs:
     @_builtins.property
     @pulumi.getter
     def resources(self) -> pulumi.Input['ResourcesArgs']:
+        """
+        What the guest had while it was built.
+        """
         return pulumi.get(self, "resources")
 
     @resources.setter
@@ -924,13 +999,23 @@ class CloudletOverlayArgs:
 
 class CloudletOverlaySourceArgsDict(TypedDict):
     file: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    Path of an overlay that was exported.
+    """
     image: NotRequired[pulumi.Input[Optional[_builtins.str]]]
+    """
+    OCI reference of an overlay that was pushed.
+    """
 
 @pulumi.input_type
 class CloudletOverlaySourceArgs:
     def __init__(__self__, *,
                  file: pulumi.Input[Optional[_builtins.str]] = None,
                  image: pulumi.Input[Optional[_builtins.str]] = None):
+        """
+        :param pulumi.Input[_builtins.str] file: Path of an overlay that was exported.
+        :param pulumi.Input[_builtins.str] image: OCI reference of an overlay that was pushed.
+        """
         if file is not None:
             pulumi.set(__self__, "file", file)
         if image is not None:
@@ -939,6 +1024,9 @@ class CloudletOverlaySourceArgs:
     @_builtins.property
     @pulumi.getter
     def file(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        Path of an overlay that was exported.
+        """
         return pulumi.get(self, "file")
 
     @file.setter
@@ -948,6 +1036,9 @@ class CloudletOverlaySourceArgs:
     @_builtins.property
     @pulumi.getter
     def image(self) -> pulumi.Input[Optional[_builtins.str]]:
+        """
+        OCI reference of an overlay that was pushed.
+        """
         return pulumi.get(self, "image")
 
     @image.setter
@@ -2147,9 +2238,21 @@ class HypervisorLxdArgs:
 
 class MachineArgsDict(TypedDict):
     accelerator: pulumi.Input[_builtins.str]
+    """
+    How the guest was executed: kvm = hardware, tcg = software emulation.
+    """
     cores: pulumi.Input[_builtins.int]
+    """
+    Its processor cores.
+    """
     cpu: pulumi.Input['MachineCpuArgsDict']
+    """
+    The processor that the guest has seen.
+    """
     memory_mib: pulumi.Input[_builtins.int]
+    """
+    Its memory in MiB.
+    """
     type: pulumi.Input[_builtins.str]
     """
     QEMU's machine type, pinned.
@@ -2164,6 +2267,10 @@ class MachineArgs:
                  memory_mib: pulumi.Input[_builtins.int],
                  type: pulumi.Input[_builtins.str]):
         """
+        :param pulumi.Input[_builtins.str] accelerator: How the guest was executed: kvm = hardware, tcg = software emulation.
+        :param pulumi.Input[_builtins.int] cores: Its processor cores.
+        :param pulumi.Input['MachineCpuArgs'] cpu: The processor that the guest has seen.
+        :param pulumi.Input[_builtins.int] memory_mib: Its memory in MiB.
         :param pulumi.Input[_builtins.str] type: QEMU's machine type, pinned.
         """
         pulumi.set(__self__, "accelerator", accelerator)
@@ -2175,6 +2282,9 @@ class MachineArgs:
     @_builtins.property
     @pulumi.getter
     def accelerator(self) -> pulumi.Input[_builtins.str]:
+        """
+        How the guest was executed: kvm = hardware, tcg = software emulation.
+        """
         return pulumi.get(self, "accelerator")
 
     @accelerator.setter
@@ -2184,6 +2294,9 @@ class MachineArgs:
     @_builtins.property
     @pulumi.getter
     def cores(self) -> pulumi.Input[_builtins.int]:
+        """
+        Its processor cores.
+        """
         return pulumi.get(self, "cores")
 
     @cores.setter
@@ -2193,6 +2306,9 @@ class MachineArgs:
     @_builtins.property
     @pulumi.getter
     def cpu(self) -> pulumi.Input['MachineCpuArgs']:
+        """
+        The processor that the guest has seen.
+        """
         return pulumi.get(self, "cpu")
 
     @cpu.setter
@@ -2202,6 +2318,9 @@ class MachineArgs:
     @_builtins.property
     @pulumi.getter(name="memoryMib")
     def memory_mib(self) -> pulumi.Input[_builtins.int]:
+        """
+        Its memory in MiB.
+        """
         return pulumi.get(self, "memory_mib")
 
     @memory_mib.setter

@@ -56,7 +56,7 @@ class CloudletArgs:
         :param pulumi.Input['BaseArgs'] base: The image it starts from. A change rebuilds the root in place; state files and volumes are kept.
         :param pulumi.Input[_builtins.str] cluster: The EdgeCluster it belongs to.
         :param pulumi.Input[_builtins.str] hypervisor: The Hypervisor it runs on. A change moves the cloudlet with its state, in place.
-        :param pulumi.Input[_builtins.str] application: The application it serves. Default: the cluster's; another one is refused.
+        :param pulumi.Input[_builtins.str] application: The application it serves, as a check: one that is not the cluster's is refused.
         :param pulumi.Input['BaseSourceArgs'] base_source: Where the operator's machine has the base from; the SDK takes it from the BaseImage.
         :param pulumi.Input['CloudletBuildArgs'] build: An application built in the cloudlet from source. A changed source is a new version, put in place without making the cloudlet anew.
         :param pulumi.Input['CloudletCapacityArgs'] capacity: What the hypervisor's node has; the SDK takes it from the hypervisor.
@@ -183,7 +183,7 @@ class CloudletArgs:
     @pulumi.getter
     def application(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
-        The application it serves. Default: the cluster's; another one is refused.
+        The application it serves, as a check: one that is not the cluster's is refused.
         """
         return pulumi.get(self, "application")
 
@@ -533,7 +533,7 @@ class Cloudlet(pulumi.CustomResource):
 
         :param str resource_name: The name of the resource.
         :param pulumi.ResourceOptions opts: Options for the resource.
-        :param pulumi.Input[_builtins.str] application: The application it serves. Default: the cluster's; another one is refused.
+        :param pulumi.Input[_builtins.str] application: The application it serves, as a check: one that is not the cluster's is refused.
         :param pulumi.Input[Union['BaseArgs', 'BaseArgsDict']] base: The image it starts from. A change rebuilds the root in place; state files and volumes are kept.
         :param pulumi.Input[Union['BaseSourceArgs', 'BaseSourceArgsDict']] base_source: Where the operator's machine has the base from; the SDK takes it from the BaseImage.
         :param pulumi.Input[Union['CloudletBuildArgs', 'CloudletBuildArgsDict']] build: An application built in the cloudlet from source. A changed source is a new version, put in place without making the cloudlet anew.
@@ -699,7 +699,6 @@ class Cloudlet(pulumi.CustomResource):
 
         __props__.__dict__["accelerator"] = None
         __props__.__dict__["address"] = None
-        __props__.__dict__["application"] = None
         __props__.__dict__["base"] = None
         __props__.__dict__["base_source"] = None
         __props__.__dict__["build"] = None
@@ -749,14 +748,6 @@ class Cloudlet(pulumi.CustomResource):
         Address of the cloudlet on its node.
         """
         return pulumi.get(self, "address")
-
-    @_builtins.property
-    @pulumi.getter
-    def application(self) -> pulumi.Output[Optional[_builtins.str]]:
-        """
-        The application it serves. Default: the cluster's; another one is refused.
-        """
-        return pulumi.get(self, "application")
 
     @_builtins.property
     @pulumi.getter

@@ -38,16 +38,25 @@ class ExecInCloudletResult:
     @_builtins.property
     @pulumi.getter(name="exitCode")
     def exit_code(self) -> _builtins.int:
+        """
+        How it ended; 0 is success.
+        """
         return pulumi.get(self, "exit_code")
 
     @_builtins.property
     @pulumi.getter
     def stderr(self) -> _builtins.str:
+        """
+        What it wrote to its standard error.
+        """
         return pulumi.get(self, "stderr")
 
     @_builtins.property
     @pulumi.getter
     def stdout(self) -> _builtins.str:
+        """
+        What the command wrote to its standard output.
+        """
         return pulumi.get(self, "stdout")
 
 

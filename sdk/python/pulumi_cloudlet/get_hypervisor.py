@@ -56,6 +56,9 @@ class GetHypervisorResult:
     @_builtins.property
     @pulumi.getter
     def abilities(self) -> Sequence[_builtins.str]:
+        """
+        What its cloudlets can have or do that those of other kinds may lack.
+        """
         return pulumi.get(self, "abilities")
 
     @_builtins.property
@@ -85,6 +88,9 @@ class GetHypervisorResult:
     @_builtins.property
     @pulumi.getter
     def kind(self) -> _builtins.str:
+        """
+        `kvm` or `lxd`.
+        """
         return pulumi.get(self, "kind")
 
     @_builtins.property
@@ -114,6 +120,9 @@ class GetHypervisorResult:
     @_builtins.property
     @pulumi.getter
     def version(self) -> _builtins.str:
+        """
+        Version that the hypervisor reports.
+        """
         return pulumi.get(self, "version")
 
 

@@ -66,7 +66,7 @@ class Base(dict):
                  image: Optional[_builtins.str] = None,
                  memory: Optional['outputs.BaseMemory'] = None):
         """
-        :param _builtins.str digest: SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+        :param _builtins.str digest: SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
         :param _builtins.str file: Path on the operator's machine: a bootable disk image (qcow2 or raw) for kvm, a root file system or LXD image tar for lxd.
         :param _builtins.str image: Name of the BaseImage; give the resource itself instead.
         :param 'BaseMemory' memory: The BaseImage's saved memory; the SDK takes it from the resource.
@@ -84,7 +84,7 @@ class Base(dict):
     @pulumi.getter
     def digest(self) -> Optional[_builtins.str]:
         """
-        SHA-256 of the image. Default: computed from `file`; set it to pin the content.
+        SHA-256 of the image. Default: computed from `file`; set it to pin the content. Alone it names an image that the node has.
         """
         return pulumi.get(self, "digest")
 
@@ -429,30 +429,23 @@ class BaseSourceBuild(dict):
 @pulumi.output_type
 class CloudletBuild(dict):
     def __init__(__self__, *,
-                 context: _builtins.str,
                  start: _builtins.str,
                  command: Optional[_builtins.str] = None,
+                 context: Optional[_builtins.str] = None,
                  digest: Optional[_builtins.str] = None):
         """
-        :param _builtins.str context: Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
         :param _builtins.str start: Shell command that runs the application.
         :param _builtins.str command: Shell command run in that directory, in the cloudlet, for each new version.
+        :param _builtins.str context: Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
         :param _builtins.str digest: SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
         """
-        pulumi.set(__self__, "context", context)
         pulumi.set(__self__, "start", start)
         if command is not None:
             pulumi.set(__self__, "command", command)
+        if context is not None:
+            pulumi.set(__self__, "context", context)
         if digest is not None:
             pulumi.set(__self__, "digest", digest)
-
-    @_builtins.property
-    @pulumi.getter
-    def context(self) -> _builtins.str:
-        """
-        Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet.
-        """
-        return pulumi.get(self, "context")
 
     @_builtins.property
     @pulumi.getter
@@ -469,6 +462,14 @@ class CloudletBuild(dict):
         Shell command run in that directory, in the cloudlet, for each new version.
         """
         return pulumi.get(self, "command")
+
+    @_builtins.property
+    @pulumi.getter
+    def context(self) -> Optional[_builtins.str]:
+        """
+        Directory on the operator's machine; its content becomes /opt/cloudlet/app in the cloudlet. Left out where `digest` names what the node has.
+        """
+        return pulumi.get(self, "context")
 
     @_builtins.property
     @pulumi.getter
@@ -638,6 +639,10 @@ class CloudletOverlaySource(dict):
     def __init__(__self__, *,
                  file: Optional[_builtins.str] = None,
                  image: Optional[_builtins.str] = None):
+        """
+        :param _builtins.str file: Path of an overlay that was exported.
+        :param _builtins.str image: OCI reference of an overlay that was pushed.
+        """
         if file is not None:
             pulumi.set(__self__, "file", file)
         if image is not None:
@@ -646,11 +651,17 @@ class CloudletOverlaySource(dict):
     @_builtins.property
     @pulumi.getter
     def file(self) -> Optional[_builtins.str]:
+        """
+        Path of an overlay that was exported.
+        """
         return pulumi.get(self, "file")
 
     @_builtins.property
     @pulumi.getter
     def image(self) -> Optional[_builtins.str]:
+        """
+        OCI reference of an overlay that was pushed.
+        """
         return pulumi.get(self, "image")
 
 
@@ -825,6 +836,7 @@ class CloudletProvision(dict):
         :param _builtins.int bytes_transferred: Bytes that came to the node for this start.
         :param _builtins.int first_reply_millis: Until the first successful readiness check.
         :param _builtins.str reason: Why this rung and no better one.
+        :param _builtins.str rung: `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk.
         :param _builtins.int total_millis: Until nothing was missing on the node any more.
         :param _builtins.bool verified: Whether every byte that was used had been compared with its digest.
         """
@@ -871,6 +883,9 @@ class CloudletProvision(dict):
     @_builtins.property
     @pulumi.getter
     def rung(self) -> _builtins.str:
+        """
+        `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk.
+        """
         return pulumi.get(self, "rung")
 
     @_builtins.property
@@ -1276,7 +1291,18 @@ class Facts(dict):
                  systemd: _builtins.bool,
                  virtualisation: 'outputs.FactsVirtualisation'):
         """
+        :param _builtins.str architecture: `x86_64`, `aarch64` and so on, as `uname -m` says.
+        :param _builtins.int cores: Processor cores.
+        :param Sequence[_builtins.str] cpu_flags: What the processor can do, in the words of /proc/cpuinfo.
+        :param _builtins.str cpu_model: The processor's name.
+        :param Sequence['FactsDisk'] disks: The file systems of `/` and of what the agent keeps.
+        :param _builtins.str hostname: Name that the machine has for itself.
+        :param _builtins.str kernel: Release of the running kernel.
         :param _builtins.str machine_id: Identifies the machine: contents of /etc/machine-id, or the digest of the host key where there is none.
+        :param _builtins.int memory_mib: Memory in MiB.
+        :param 'FactsOs' os: The operating system.
+        :param _builtins.bool systemd: Whether systemd runs there.
+        :param 'FactsVirtualisation' virtualisation: Whether guests execute with hardware acceleration.
         """
         pulumi.set(__self__, "architecture", architecture)
         pulumi.set(__self__, "cores", cores)
@@ -1294,36 +1320,57 @@ class Facts(dict):
     @_builtins.property
     @pulumi.getter
     def architecture(self) -> _builtins.str:
+        """
+        `x86_64`, `aarch64` and so on, as `uname -m` says.
+        """
         return pulumi.get(self, "architecture")
 
     @_builtins.property
     @pulumi.getter
     def cores(self) -> _builtins.int:
+        """
+        Processor cores.
+        """
         return pulumi.get(self, "cores")
 
     @_builtins.property
     @pulumi.getter(name="cpuFlags")
     def cpu_flags(self) -> Sequence[_builtins.str]:
+        """
+        What the processor can do, in the words of /proc/cpuinfo.
+        """
         return pulumi.get(self, "cpu_flags")
 
     @_builtins.property
     @pulumi.getter(name="cpuModel")
     def cpu_model(self) -> _builtins.str:
+        """
+        The processor's name.
+        """
         return pulumi.get(self, "cpu_model")
 
     @_builtins.property
     @pulumi.getter
     def disks(self) -> Sequence['outputs.FactsDisk']:
+        """
+        The file systems of `/` and of what the agent keeps.
+        """
         return pulumi.get(self, "disks")
 
     @_builtins.property
     @pulumi.getter
     def hostname(self) -> _builtins.str:
+        """
+        Name that the machine has for itself.
+        """
         return pulumi.get(self, "hostname")
 
     @_builtins.property
     @pulumi.getter
     def kernel(self) -> _builtins.str:
+        """
+        Release of the running kernel.
+        """
         return pulumi.get(self, "kernel")
 
     @_builtins.property
@@ -1337,21 +1384,33 @@ class Facts(dict):
     @_builtins.property
     @pulumi.getter(name="memoryMib")
     def memory_mib(self) -> _builtins.int:
+        """
+        Memory in MiB.
+        """
         return pulumi.get(self, "memory_mib")
 
     @_builtins.property
     @pulumi.getter
     def os(self) -> 'outputs.FactsOs':
+        """
+        The operating system.
+        """
         return pulumi.get(self, "os")
 
     @_builtins.property
     @pulumi.getter
     def systemd(self) -> _builtins.bool:
+        """
+        Whether systemd runs there.
+        """
         return pulumi.get(self, "systemd")
 
     @_builtins.property
     @pulumi.getter
     def virtualisation(self) -> 'outputs.FactsVirtualisation':
+        """
+        Whether guests execute with hardware acceleration.
+        """
         return pulumi.get(self, "virtualisation")
 
 
@@ -1380,6 +1439,11 @@ class FactsDisk(dict):
                  free_mib: _builtins.int,
                  mount: _builtins.str,
                  total_mib: _builtins.int):
+        """
+        :param _builtins.int free_mib: What is free of it, in MiB.
+        :param _builtins.str mount: Where it is mounted.
+        :param _builtins.int total_mib: Its size in MiB.
+        """
         pulumi.set(__self__, "free_mib", free_mib)
         pulumi.set(__self__, "mount", mount)
         pulumi.set(__self__, "total_mib", total_mib)
@@ -1387,16 +1451,25 @@ class FactsDisk(dict):
     @_builtins.property
     @pulumi.getter(name="freeMib")
     def free_mib(self) -> _builtins.int:
+        """
+        What is free of it, in MiB.
+        """
         return pulumi.get(self, "free_mib")
 
     @_builtins.property
     @pulumi.getter
     def mount(self) -> _builtins.str:
+        """
+        Where it is mounted.
+        """
         return pulumi.get(self, "mount")
 
     @_builtins.property
     @pulumi.getter(name="totalMib")
     def total_mib(self) -> _builtins.int:
+        """
+        Its size in MiB.
+        """
         return pulumi.get(self, "total_mib")
 
 
@@ -1406,6 +1479,11 @@ class FactsOs(dict):
                  id: _builtins.str,
                  name: _builtins.str,
                  version: _builtins.str):
+        """
+        :param _builtins.str id: `debian`, `ubuntu` and so on, as in /etc/os-release.
+        :param _builtins.str name: Its name in full.
+        :param _builtins.str version: Its VERSION_ID, such as `12`.
+        """
         pulumi.set(__self__, "id", id)
         pulumi.set(__self__, "name", name)
         pulumi.set(__self__, "version", version)
@@ -1413,16 +1491,25 @@ class FactsOs(dict):
     @_builtins.property
     @pulumi.getter
     def id(self) -> _builtins.str:
+        """
+        `debian`, `ubuntu` and so on, as in /etc/os-release.
+        """
         return pulumi.get(self, "id")
 
     @_builtins.property
     @pulumi.getter
     def name(self) -> _builtins.str:
+        """
+        Its name in full.
+        """
         return pulumi.get(self, "name")
 
     @_builtins.property
     @pulumi.getter
     def version(self) -> _builtins.str:
+        """
+        Its VERSION_ID, such as `12`.
+        """
         return pulumi.get(self, "version")
 
 
@@ -1433,6 +1520,7 @@ class FactsVirtualisation(dict):
                  reason: _builtins.str):
         """
         :param _builtins.bool kvm: True only when a guest really executed with hardware acceleration.
+        :param _builtins.str reason: How that is known, or why it is not so.
         """
         pulumi.set(__self__, "kvm", kvm)
         pulumi.set(__self__, "reason", reason)
@@ -1448,6 +1536,9 @@ class FactsVirtualisation(dict):
     @_builtins.property
     @pulumi.getter
     def reason(self) -> _builtins.str:
+        """
+        How that is known, or why it is not so.
+        """
         return pulumi.get(self, "reason")
 
 
@@ -1500,6 +1591,11 @@ class GetCloudletPort(dict):
                  host_port: _builtins.int,
                  port: _builtins.int,
                  protocol: _builtins.str):
+        """
+        :param _builtins.int host_port: Port on the node.
+        :param _builtins.int port: Port inside the cloudlet.
+        :param _builtins.str protocol: Transport protocol.
+        """
         pulumi.set(__self__, "host_port", host_port)
         pulumi.set(__self__, "port", port)
         pulumi.set(__self__, "protocol", protocol)
@@ -1507,16 +1603,25 @@ class GetCloudletPort(dict):
     @_builtins.property
     @pulumi.getter(name="hostPort")
     def host_port(self) -> _builtins.int:
+        """
+        Port on the node.
+        """
         return pulumi.get(self, "host_port")
 
     @_builtins.property
     @pulumi.getter
     def port(self) -> _builtins.int:
+        """
+        Port inside the cloudlet.
+        """
         return pulumi.get(self, "port")
 
     @_builtins.property
     @pulumi.getter
     def protocol(self) -> _builtins.str:
+        """
+        Transport protocol.
+        """
         return pulumi.get(self, "protocol")
 
 
@@ -1810,8 +1915,13 @@ class LastMove(dict):
                  rounds: Optional[Sequence['outputs.LastMoveRound']] = None):
         """
         :param _builtins.int bytes_avoided: Bytes of the cloudlet that the target already had.
+        :param _builtins.int bytes_sent: Bytes that were sent, compressed.
         :param _builtins.int downtime_millis: From the stop on the source to the first successful readiness check on the target.
+        :param _builtins.str from_: Name of the node it left.
         :param _builtins.str mode: live: memory, disk and volumes of a running guest; cold: disk and volumes; state: volumes and state files between hypervisor kinds.
+        :param _builtins.str route: From node to node, or through the operator's machine.
+        :param _builtins.str to: Name of the node it came to.
+        :param _builtins.int total_millis: From its begin until the application answered on the target.
         :param 'LastMovePredicted' predicted: What was expected when the guest was paused; of a live move.
         :param Sequence['LastMoveRound'] rounds: Of a live move, in order; the last one while the guest was paused.
         """
@@ -1839,6 +1949,9 @@ class LastMove(dict):
     @_builtins.property
     @pulumi.getter(name="bytesSent")
     def bytes_sent(self) -> _builtins.int:
+        """
+        Bytes that were sent, compressed.
+        """
         return pulumi.get(self, "bytes_sent")
 
     @_builtins.property
@@ -1852,6 +1965,9 @@ class LastMove(dict):
     @_builtins.property
     @pulumi.getter(name="from")
     def from_(self) -> _builtins.str:
+        """
+        Name of the node it left.
+        """
         return pulumi.get(self, "from_")
 
     @_builtins.property
@@ -1865,16 +1981,25 @@ class LastMove(dict):
     @_builtins.property
     @pulumi.getter
     def route(self) -> _builtins.str:
+        """
+        From node to node, or through the operator's machine.
+        """
         return pulumi.get(self, "route")
 
     @_builtins.property
     @pulumi.getter
     def to(self) -> _builtins.str:
+        """
+        Name of the node it came to.
+        """
         return pulumi.get(self, "to")
 
     @_builtins.property
     @pulumi.getter(name="totalMillis")
     def total_millis(self) -> _builtins.int:
+        """
+        From its begin until the application answered on the target.
+        """
         return pulumi.get(self, "total_millis")
 
     @_builtins.property
@@ -1918,17 +2043,27 @@ class LastMovePredicted(dict):
     def __init__(__self__, *,
                  downtime_millis: _builtins.int,
                  total_millis: _builtins.int):
+        """
+        :param _builtins.int downtime_millis: Of the pause.
+        :param _builtins.int total_millis: Of the whole move.
+        """
         pulumi.set(__self__, "downtime_millis", downtime_millis)
         pulumi.set(__self__, "total_millis", total_millis)
 
     @_builtins.property
     @pulumi.getter(name="downtimeMillis")
     def downtime_millis(self) -> _builtins.int:
+        """
+        Of the pause.
+        """
         return pulumi.get(self, "downtime_millis")
 
     @_builtins.property
     @pulumi.getter(name="totalMillis")
     def total_millis(self) -> _builtins.int:
+        """
+        Of the whole move.
+        """
         return pulumi.get(self, "total_millis")
 
 
@@ -1965,6 +2100,7 @@ class LastMoveRound(dict):
         :param _builtins.int blocks: Blocks of the disk that it sent.
         :param _builtins.int bytes: Bytes on the wire, compressed.
         :param _builtins.int level: Level of the compression.
+        :param _builtins.int millis: How long it took.
         :param _builtins.int pages: Pages of memory that it sent.
         :param _builtins.int raw_bytes: Bytes of those pages and blocks.
         :param _builtins.int throttle_percent: How much the guest was slowed down meanwhile.
@@ -2004,6 +2140,9 @@ class LastMoveRound(dict):
     @_builtins.property
     @pulumi.getter
     def millis(self) -> _builtins.int:
+        """
+        How long it took.
+        """
         return pulumi.get(self, "millis")
 
     @_builtins.property
@@ -2057,6 +2196,10 @@ class Machine(dict):
                  memory_mib: _builtins.int,
                  type: _builtins.str):
         """
+        :param _builtins.str accelerator: How the guest was executed: kvm = hardware, tcg = software emulation.
+        :param _builtins.int cores: Its processor cores.
+        :param 'MachineCpu' cpu: The processor that the guest has seen.
+        :param _builtins.int memory_mib: Its memory in MiB.
         :param _builtins.str type: QEMU's machine type, pinned.
         """
         pulumi.set(__self__, "accelerator", accelerator)
@@ -2068,21 +2211,33 @@ class Machine(dict):
     @_builtins.property
     @pulumi.getter
     def accelerator(self) -> _builtins.str:
+        """
+        How the guest was executed: kvm = hardware, tcg = software emulation.
+        """
         return pulumi.get(self, "accelerator")
 
     @_builtins.property
     @pulumi.getter
     def cores(self) -> _builtins.int:
+        """
+        Its processor cores.
+        """
         return pulumi.get(self, "cores")
 
     @_builtins.property
     @pulumi.getter
     def cpu(self) -> 'outputs.MachineCpu':
+        """
+        The processor that the guest has seen.
+        """
         return pulumi.get(self, "cpu")
 
     @_builtins.property
     @pulumi.getter(name="memoryMib")
     def memory_mib(self) -> _builtins.int:
+        """
+        Its memory in MiB.
+        """
         return pulumi.get(self, "memory_mib")
 
     @_builtins.property

@@ -47,7 +47,7 @@ class OverlayArgs:
         :param pulumi.Input['BaseArgs'] base: The image that it is built over. One that comes from `file` or `image` was built already, and is refused where its base is another.
         :param pulumi.Input['BaseSourceArgs'] base_source: Where the operator's machine has the base from; the SDK takes it from the BaseImage.
         :param pulumi.Input['ConnectionArgs'] connection: How to reach the node; the SDK takes it from the resource that is named.
-        :param pulumi.Input[_builtins.str] digest: Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`.
+        :param pulumi.Input[_builtins.str] digest: Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] environment: Environment of the application.
         :param pulumi.Input[_builtins.str] file: Path on the operator's machine of an overlay that was exported, instead of building one.
         :param pulumi.Input[Sequence[pulumi.Input['FileArgs']]] files: Files written before the application starts.
@@ -155,7 +155,7 @@ class OverlayArgs:
     @pulumi.getter
     def digest(self) -> pulumi.Input[Optional[_builtins.str]]:
         """
-        Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`.
+        Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has.
         """
         return pulumi.get(self, "digest")
 
@@ -367,7 +367,7 @@ class Overlay(pulumi.CustomResource):
         :param pulumi.Input[Union['BaseSourceArgs', 'BaseSourceArgsDict']] base_source: Where the operator's machine has the base from; the SDK takes it from the BaseImage.
         :param pulumi.Input[_builtins.str] builder: The Hypervisor that builds and keeps it. A change has the new one take it over.
         :param pulumi.Input[Union['ConnectionArgs', 'ConnectionArgsDict']] connection: How to reach the node; the SDK takes it from the resource that is named.
-        :param pulumi.Input[_builtins.str] digest: Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`.
+        :param pulumi.Input[_builtins.str] digest: Digest of the overlay's manifest, its identity. Set it to pin what comes from `file` or `image`; alone it names an overlay that the builder has.
         :param pulumi.Input[Mapping[str, pulumi.Input[_builtins.str]]] environment: Environment of the application.
         :param pulumi.Input[_builtins.str] file: Path on the operator's machine of an overlay that was exported, instead of building one.
         :param pulumi.Input[Sequence[pulumi.Input[Union['FileArgs', 'FileArgsDict']]]] files: Files written before the application starts.
