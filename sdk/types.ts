@@ -351,6 +351,8 @@ export interface LastMove {
   route: "direct" | "operator";
   /** Bytes that were sent, compressed. */
   bytesSent: number;
+  /** Of these, base, build and overlay that the target lacked; none where it was preseeded. */
+  bytesSupplied?: number;
   /** Bytes of the cloudlet that the target already had. */
   bytesAvoided: number;
   /** From its begin until the application answered on the target. */

@@ -22,7 +22,8 @@ export interface ExecOptions {
   timeoutSeconds?: number | undefined;
 }
 
-export interface HandoffReport extends Omit<LastMove, "predicted" | "rounds"> {
+export interface HandoffReport extends Omit<LastMove, "bytesSupplied" | "predicted" | "rounds"> {
+  bytesSupplied?: number | undefined;
   predicted?: LastMove["predicted"] | undefined;
   rounds?: LastMove["rounds"] | undefined;
 }

@@ -48,7 +48,7 @@ const cold: Handoff = {
   ...{ from: "gw2", to: "gw3", mode: "cold", route: "operator", outcome: "moved", beganAt: begin + 3_600_000, endedAt: begin + 3_612_000 },
   report: {
     ...({ mode: "cold", from: "gw2", to: "gw3", route: "operator" } as const),
-    ...{ bytesSent: 12_345_678, bytesAvoided: 5_000_000, totalMillis: 12_000, downtimeMillis: 9_500 },
+    ...{ bytesSent: 12_345_678, bytesSupplied: 4_000_000, bytesAvoided: 5_000_000, totalMillis: 12_000, downtimeMillis: 9_500 },
   },
   events: [
     { type: "began", at: begin + 3_600_000, epoch: 3, from: "gw2", to: "gw3", route: "operator", mode: "cold" },
@@ -93,9 +93,9 @@ describe("cloudlet handoffs", () => {
     const { code, out } = await cloudlet("handoffs", "shop/counter", "--node", "root@gw3");
     expect(code).toBe(0);
     expect(out.split("\n")).toEqual([
-      expect.stringMatching(/^BEGAN +FROM +TO +MODE +OUTCOME +TOTAL +AWAY +SENT +ROUNDS$/),
+      expect.stringMatching(/^BEGAN +FROM +TO +MODE +OUTCOME +TOTAL +AWAY +SENT +IMAGES +ROUNDS$/),
       expect.stringMatching(/^2026-05-03T12:00:00Z +gw3 +gw1 +live +failed$/),
-      expect.stringMatching(/^2026-05-03T11:00:00Z +gw2 +gw3 +cold +moved +12\.0 s +9\.50 s +11\.8 MiB$/),
+      expect.stringMatching(/^2026-05-03T11:00:00Z +gw2 +gw3 +cold +moved +12\.0 s +9\.50 s +11\.8 MiB +3\.8 MiB$/),
       expect.stringMatching(/^2026-05-03T10:00:00Z +gw1 +gw2 +live +moved +5\d\.\d s +0\.\d\d s +\d+\.\d MiB +[45]$/),
       "2026-05-03T12:00:00Z failed: gw1 has 3 MiB left & <needs> 900",
       "",

@@ -24,10 +24,16 @@ describe("what a preview says of a move", () => {
       /\(live, about 66 MB\)/,
     ],
     [
-      "that the target has its base, so that less may be sent than the last time",
-      { ...running, preseeded, lastMove: { ...report, mode: "live", bytesSent: 65_400_001 } },
+      "that the target has its base, which is not sent then",
+      { ...running, preseeded, lastMove: { ...report, mode: "live", bytesSent: 65_400_001, bytesSupplied: 15_000_000 } },
       there,
-      /\(live, at most 66 MB\): .* goes on at gw2; its base is there already$/,
+      /\(live, at most 51 MB\): .* goes on at gw2; its base is there already$/,
+    ],
+    [
+      "about how much, with the base, where the target is not preseeded",
+      { ...running, lastMove: { ...report, mode: "live", bytesSent: 65_400_001, bytesSupplied: 15_000_000 } },
+      there,
+      /\(live, about 66 MB\)/,
     ],
     [
       "nothing of a node that has it, where it goes to another",

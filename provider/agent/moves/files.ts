@@ -20,6 +20,7 @@ const departureSchema = z.object({
   stoppedAt: z.number().optional(),
   endedAt: z.number().optional(),
   bytesSent: z.int(),
+  bytesSupplied: moveReportSchema.shape.bytesSupplied,
   bytesTotal: z.int(),
   rounds: moveReportSchema.shape.rounds,
   predicted: moveReportSchema.shape.predicted,

@@ -172,7 +172,7 @@ export class MoveSource {
     const opened = await this.#open(record);
     try {
       if (departure.mode === "live") await requireRoom(this.#services, opened, way);
-      await this.#supply(record, way);
+      departure = { ...departure, bytesSupplied: await this.#supply(record, way) };
     } catch (error) {
       await this.#files.forgetDeparture(id);
       await this.#handoffs.noteFailure(id, error, true);
@@ -214,14 +214,15 @@ export class MoveSource {
   /** Ownership has passed already, so a failure leaves everything as it is for the next attempt. */
   async #sendAgain(record: InstanceRecord, departure: Departure, way: Way): Promise<void> {
     if (way.arrival.phase === "sealed" && way.arrival.seal === departure.seal) return;
-    await this.#supply(record, way);
+    const bytesSupplied = await this.#supply(record, way);
     const mode = departure.mode === "state" ? "state" : "cold";
     const sent = await this.#transfer(await this.#open(record), mode, { ...way, node: departure.target.node });
-    await this.#files.writeDeparture(record.spec.id, { ...departure, ...sent });
+    await this.#files.writeDeparture(record.spec.id, { ...departure, ...sent, bytesSupplied });
   }
 
-  /** What the target's store lacks, while the guest still runs. */
-  async #supply(record: InstanceRecord, { channel, arrival, context }: Way): Promise<void> {
+  /** What the target's store lacks, while the guest still runs. Returns its bytes. */
+  async #supply(record: InstanceRecord, { channel, arrival, context }: Way): Promise<number> {
+    const before = channel.bytesSent;
     const { id, base, overlay } = record.spec;
     const sent = new Set<string>();
     for (let { needs } = arrival; needs.some((digest) => !sent.has(digest));) {
@@ -235,6 +236,7 @@ export class MoveSource {
     }
     if (overlay !== undefined) await channel.patiently(empty, { method: "POST", path: "/v1/layer", signal: context.signal });
     context.step("supplied");
+    return sent.size === 0 ? 0 : channel.bytesSent - before;
   }
 
   /** The guest is stopped, and the target has sealed exactly what it left. */

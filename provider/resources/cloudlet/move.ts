@@ -59,8 +59,9 @@ export function explainMove(want: Partial<Inputs>, old: Partial<State>): string 
     return `${way} (cold, as ${cold}): it stops, ${load}, and it starts at ${to.node}${there}`;
   }
   const { lastMove } = old;
-  // only its last move tells how much of it is its own, with what that target may have lacked besides
-  const load = lastMove?.mode === "live" ? `, ${preseeded ? "at most" : "about"} ${Math.ceil(lastMove.bytesSent / 1e6)} MB` : "";
+  // only its last move tells how much of it is its own; of that, too, a preseeded node may have a copy
+  const own = lastMove && lastMove.bytesSent - (preseeded ? (lastMove.bytesSupplied ?? 0) : 0);
+  const load = lastMove?.mode === "live" && own !== undefined ? `, ${preseeded ? "at most" : "about"} ${Math.ceil(own / 1e6)} MB` : "";
   return `${way} (live${load}): it runs while it is copied, then ${pauseOf(want.handoff)}, and goes on at ${to.node}${there}`;
 }
 

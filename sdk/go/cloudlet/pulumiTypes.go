@@ -4407,6 +4407,8 @@ type LastMove struct {
 	BytesAvoided int `pulumi:"bytesAvoided"`
 	// Bytes that were sent, compressed.
 	BytesSent int `pulumi:"bytesSent"`
+	// Of these, base, build and overlay that the target lacked; none where it was preseeded.
+	BytesSupplied *int `pulumi:"bytesSupplied"`
 	// From the stop on the source to the first successful readiness check on the target.
 	DowntimeMillis int `pulumi:"downtimeMillis"`
 	// Name of the node it left.
@@ -4447,6 +4449,11 @@ func (o LastMoveOutput) BytesAvoided() pulumi.IntOutput {
 // Bytes that were sent, compressed.
 func (o LastMoveOutput) BytesSent() pulumi.IntOutput {
 	return o.ApplyT(func(v LastMove) int { return v.BytesSent }).(pulumi.IntOutput)
+}
+
+// Of these, base, build and overlay that the target lacked; none where it was preseeded.
+func (o LastMoveOutput) BytesSupplied() pulumi.IntPtrOutput {
+	return o.ApplyT(func(v LastMove) *int { return v.BytesSupplied }).(pulumi.IntPtrOutput)
 }
 
 // From the stop on the source to the first successful readiness check on the target.
@@ -4530,6 +4537,16 @@ func (o LastMovePtrOutput) BytesSent() pulumi.IntPtrOutput {
 			return nil
 		}
 		return &v.BytesSent
+	}).(pulumi.IntPtrOutput)
+}
+
+// Of these, base, build and overlay that the target lacked; none where it was preseeded.
+func (o LastMovePtrOutput) BytesSupplied() pulumi.IntPtrOutput {
+	return o.ApplyT(func(v *LastMove) *int {
+		if v == nil {
+			return nil
+		}
+		return v.BytesSupplied
 	}).(pulumi.IntPtrOutput)
 }
 

@@ -1890,6 +1890,8 @@ class LastMove(dict):
             suggest = "from_"
         elif key == "totalMillis":
             suggest = "total_millis"
+        elif key == "bytesSupplied":
+            suggest = "bytes_supplied"
 
         if suggest:
             pulumi.log.warn(f"Key '{key}' not found in LastMove. Access the value via the '{suggest}' property getter instead.")
@@ -1911,6 +1913,7 @@ class LastMove(dict):
                  route: _builtins.str,
                  to: _builtins.str,
                  total_millis: _builtins.int,
+                 bytes_supplied: Optional[_builtins.int] = None,
                  predicted: Optional['outputs.LastMovePredicted'] = None,
                  rounds: Optional[Sequence['outputs.LastMoveRound']] = None):
         """
@@ -1922,6 +1925,7 @@ class LastMove(dict):
         :param _builtins.str route: From node to node, or through the operator's machine.
         :param _builtins.str to: Name of the node it came to.
         :param _builtins.int total_millis: From its begin until the application answered on the target.
+        :param _builtins.int bytes_supplied: Of these, base, build and overlay that the target lacked; none where it was preseeded.
         :param 'LastMovePredicted' predicted: What was expected when the guest was paused; of a live move.
         :param Sequence['LastMoveRound'] rounds: Of a live move, in order; the last one while the guest was paused.
         """
@@ -1933,6 +1937,8 @@ class LastMove(dict):
         pulumi.set(__self__, "route", route)
         pulumi.set(__self__, "to", to)
         pulumi.set(__self__, "total_millis", total_millis)
+        if bytes_supplied is not None:
+            pulumi.set(__self__, "bytes_supplied", bytes_supplied)
         if predicted is not None:
             pulumi.set(__self__, "predicted", predicted)
         if rounds is not None:
@@ -2001,6 +2007,14 @@ class LastMove(dict):
         From its begin until the application answered on the target.
         """
         return pulumi.get(self, "total_millis")
+
+    @_builtins.property
+    @pulumi.getter(name="bytesSupplied")
+    def bytes_supplied(self) -> Optional[_builtins.int]:
+        """
+        Of these, base, build and overlay that the target lacked; none where it was preseeded.
+        """
+        return pulumi.get(self, "bytes_supplied")
 
     @_builtins.property
     @pulumi.getter
