@@ -3,7 +3,7 @@ SHELL := /bin/bash
 node := node_modules/.bin/node
 export PATH := $(CURDIR)/node_modules/.bin:$(PATH)
 
-.PHONY: help demo walk test check build sdks release bench-synthesis bench-handoff bench-memory lab lab-down clean modules machine engine
+.PHONY: help demo walk test check build sdks release bench-synthesis bench-handoff bench-memory bench-engine lab lab-down clean modules machine engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ bench-handoff: machine modules build ## measure moves of running cloudlets (root
 
 bench-memory: machine modules engine build ## measure what memory an image of 4 GiB takes (root, minutes)
 	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) test/bench/memory.ts
+
+bench-engine: machine modules engine build ## measure what the plugin adds to Pulumi's engine (minutes)
+	@PULUMI_ENGINE="$$(tools/engine/build)" $(node) test/bench/engine.ts $(ARGS)
 
 lab: machine modules build ## start a lab of four hosts and leave it running (root)
 	@$(node) test/lab/cli.ts up

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
-import { type EngineEvent, LocalWorkspace, PulumiCommand, type PulumiFn } from "@pulumi/pulumi/automation/index.js";
+import { type Deployment, type EngineEvent, LocalWorkspace, PulumiCommand, type PulumiFn } from "@pulumi/pulumi/automation/index.js";
 
 const repository = resolve(import.meta.dirname, "..");
 
@@ -45,6 +45,10 @@ export interface TestStack {
   /** The stored state as text, as it lies on the disk. */
   stateText(): Promise<string>;
   setConfig(key: string, value: string, secret?: boolean): Promise<void>;
+  /** What `pulumi stack export` writes. */
+  exportState(): Promise<Deployment>;
+  /** Takes the place of what is stored, as by `pulumi stack import`. */
+  importState(deployment: Deployment): Promise<void>;
   /** Removes the folder with the backend; resources must be destroyed before. */
   close(): Promise<void>;
 }
@@ -112,6 +116,8 @@ export async function openStack({
       return (checkpoint.latest?.resources ?? []).filter(({ type }) => !type.startsWith("pulumi:"));
     },
     setConfig: (key, value, secret = false) => made.setConfig(key, { value, secret }),
+    exportState: () => made.exportStack(),
+    importState: (deployment) => made.importStack(deployment),
     close: () => rm(directory, { recursive: true, force: true }),
   };
 }

@@ -38,6 +38,9 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
     // ssh2 does without its native parts
     options: {
       target: "node22",
+      // the engine waits while it is read; names stay, for stacks
+      minifyWhitespace: true,
+      minifySyntax: true,
       external: ["*.node"],
       define: { packageVersion: JSON.stringify(version), "import.meta.dirname": "__dirname" },
     },

@@ -5,8 +5,8 @@ import { fieldsOf, type Field, type FieldType } from "../provider/core/fields.ts
 /** A resource with its fields taken apart once: the same field objects, and so the same shapes, for every generator. */
 export interface Described {
   definition: Pick<ResourceDefinition, "token" | "description" | "inputs" | "outputs">;
-  inputs: Field[];
-  outputs: Field[];
+  inputs: readonly Field[];
+  outputs: readonly Field[];
 }
 
 export function describeResource(definition: ResourceDefinition): Described {

@@ -53,7 +53,7 @@ function importText(names: Names, bodies: string, { suffix, from }: { suffix: st
 
 type Names = ReadonlyMap<object, string>;
 
-function plainText(name: string, fields: Field[], names: Names): string {
+function plainText(name: string, fields: readonly Field[], names: Names): string {
   const lines = fields.map(
     (field) =>
       `${doc(field)}  ${field.name}${field.required || field.fallback !== undefined ? "" : "?"}: ${typeText(field.type, { names, form: "plain" })};\n`,
@@ -61,7 +61,7 @@ function plainText(name: string, fields: Field[], names: Names): string {
   return `export interface ${name} {\n${lines.join("")}}\n`;
 }
 
-function argsText(name: string, fields: Field[], names: Names): string {
+function argsText(name: string, fields: readonly Field[], names: Names): string {
   const lines = fields.map((field) => {
     const text = typeText(field.type, { names, form: "input" });
     return `${doc(field)}  ${field.name}${field.required ? `: ${text}` : `?: ${text} | undefined`};\n`;
@@ -134,12 +134,12 @@ function doc(field: Field): string {
   return field.description === "" ? "" : `  /** ${field.description.replaceAll("*/", "*\\/")}${fallback} */\n`;
 }
 
-function fieldsOfShape(resources: Described[], shape: object): Field[] {
+function fieldsOfShape(resources: Described[], shape: object): readonly Field[] {
   const found = resources.flatMap(({ inputs, outputs }) => [...inputs, ...outputs]).map((field) => inType(field.type, shape));
   return found.find((fields) => fields !== undefined) ?? [];
 }
 
-function inType(type: FieldType, shape: object): Field[] | undefined {
+function inType(type: FieldType, shape: object): readonly Field[] | undefined {
   if (type.kind === "array") return inType(type.items.type, shape);
   if (type.kind === "record") return inType(type.values.type, shape);
   if (type.kind !== "object") return undefined;

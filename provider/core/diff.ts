@@ -48,18 +48,18 @@ interface Records {
   want: Record<string, unknown>;
 }
 
-function diffFields(fields: Field[], { have, want }: Records, place: Place): Change[] {
+function diffFields(fields: readonly Field[], { have, want }: Records, place: Place): Change[] {
   const compared = isSameContent(fields, { have, want }) ? fields.filter(({ meta }) => !meta.origin) : fields;
   return compared.flatMap((field) => diffField(field, { have: have[field.name], want: want[field.name] }, below(place, field.name)));
 }
 
-function isSameContent(fields: Field[], { have, want }: Records): boolean {
+function isSameContent(fields: readonly Field[], { have, want }: Records): boolean {
   if (isNone(have["digest"])) return false;
   return have["digest"] === want["digest"] || (isNone(want["digest"]) && isImported(fields, have));
 }
 
 /** What was made here always has an origin. */
-function isImported(fields: Field[], have: Record<string, unknown>): boolean {
+function isImported(fields: readonly Field[], have: Record<string, unknown>): boolean {
   return fields.every(({ name, meta, fallback }) => !meta.origin || isNone(have[name], fallback));
 }
 

@@ -6,7 +6,7 @@ export type FieldType =
   | { kind: "enum"; values: string[] }
   | { kind: "array"; items: Field }
   | { kind: "record"; values: Field }
-  | { kind: "object"; fields: Field[]; shape: object };
+  | { kind: "object"; fields: readonly Field[]; shape: object };
 
 /** One field of a resource as diff, secrets, schema.json and the docs see it. */
 export interface Field {
@@ -19,8 +19,13 @@ export interface Field {
   meta: FieldMeta;
 }
 
-export function fieldsOf(schema: z.ZodObject): Field[] {
-  return Object.entries(schema.shape).map(([name, field]) => toField(name, asSchema(field)));
+const known = new WeakMap<z.ZodObject, readonly Field[]>();
+
+// each check and each diff of each resource asks; a schema never changes
+export function fieldsOf(schema: z.ZodObject): readonly Field[] {
+  const fields = known.get(schema) ?? Object.entries(schema.shape).map(([name, field]) => toField(name, asSchema(field)));
+  known.set(schema, fields);
+  return fields;
 }
 
 /** The schema below optional(), default(), prefault() and the like. */

@@ -4,8 +4,8 @@ import type { Field, FieldType } from "./fields.ts";
 
 interface Described {
   definition: Pick<ResourceDefinition, "token" | "description">;
-  inputs: Field[];
-  outputs: Field[];
+  inputs: readonly Field[];
+  outputs: readonly Field[];
 }
 
 type TypeNames = ReadonlyMap<object, string>;
@@ -20,13 +20,13 @@ export interface Package {
   resources: Described[];
   functions: DescribedFunction[];
   /** The configuration of a provider. */
-  settings: Field[];
+  settings: readonly Field[];
 }
 
 interface DescribedFunction {
   definition: Pick<FunctionDefinition, "token" | "description">;
-  inputs: Field[];
-  outputs: Field[];
+  inputs: readonly Field[];
+  outputs: readonly Field[];
 }
 
 // the provider's version is also that of the generated SDKs, and the one that they ask the engine for
@@ -59,7 +59,7 @@ export function schemaJson({ resources, functions, settings, ...about }: Package
   });
   const functionEntries = functions.map(({ definition, inputs, outputs }) => {
     for (const field of [...inputs, ...outputs]) addTypes(field.type, names, types);
-    const of = (fields: Field[], direction: "input" | "output"): Json => ({
+    const of = (fields: readonly Field[], direction: "input" | "output"): Json => ({
       type: "object",
       properties: properties(fields, names, direction),
       required: fields.filter(({ required }) => required).map(({ name }) => name),
@@ -132,7 +132,7 @@ function addTypes(type: FieldType, names: TypeNames, types: Map<string, Json>): 
   for (const field of type.fields) addTypes(field.type, names, types);
 }
 
-function properties(fields: Field[], names: TypeNames, direction: "input" | "output"): Json {
+function properties(fields: readonly Field[], names: TypeNames, direction: "input" | "output"): Json {
   return Object.fromEntries(fields.map((field) => [field.name, property(field, names, direction)]));
 }
 

@@ -1,9 +1,13 @@
 import type { z } from "zod";
 import { fieldsOf, type Field } from "./fields.ts";
 
+const known = new WeakMap<z.ZodObject, readonly string[][]>();
+
 /** Where secrets are: `["connection", "password"]`; `"*"` stands for each element of a list or map. */
-export function secretPaths(schema: z.ZodObject): string[][] {
-  return fieldsOf(schema).flatMap((field) => pathsIn(field, [field.name]));
+export function secretPaths(schema: z.ZodObject): readonly string[][] {
+  const paths = known.get(schema) ?? fieldsOf(schema).flatMap((field) => pathsIn(field, [field.name]));
+  known.set(schema, paths);
+  return paths;
 }
 
 function pathsIn(field: Field, path: string[]): string[][] {

@@ -16,7 +16,7 @@ runPlugin({
         report,
         secretSettings: [],
         checkSettings: () => [],
-        world: () => ({ openContext: toyContext, inTurn: (_signal, work) => work() }),
+        world: () => () => Promise.resolve({ openContext: toyContext, inTurn: (_signal, work) => work() }),
       }),
     ),
 });

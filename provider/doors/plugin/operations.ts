@@ -33,8 +33,8 @@ export interface PluginDoor {
   secretSettings: string[][];
   /** What is wrong with a provider's configuration. */
   checkSettings(given: Record<string, unknown>): Issue[];
-  /** The outside world, as the configuration has it. */
-  world(given: Record<string, unknown>): World;
+  /** The outside world, as the configuration has it; opened when it is first needed, which in a preview is never. */
+  world(given: Record<string, unknown>): () => Promise<World>;
   /** Status lines and warnings of the resource with this URN. */
   report(urn: string): Reporter;
 }
@@ -44,7 +44,7 @@ export class Operations {
   readonly #door: PluginDoor;
   readonly #interruption = new Interruption();
   #declarations = new Declarations();
-  #world: World | undefined;
+  #world: (() => Promise<World>) | undefined;
 
   constructor(door: PluginDoor) {
     this.#door = door;
@@ -196,7 +196,7 @@ export class Operations {
         fix: "correct the function's name, or install a newer version",
       });
     const asked = { given: fromStruct(request.getArgs()).values, preview: request.getPreview() };
-    const world = this.#configured();
+    const world = await this.#configured();
     const answer = await this.#interruption.limit({ what: token, seconds: 0 }, (signal) =>
       // nothing that lasts, so nothing to report
       invoke(definition, asked, () => world.openContext(silent, signal)),
@@ -213,14 +213,14 @@ export class Operations {
     throw new CloudletError("INVALID", `pulumi-cloudlet has no ${token}`, { fix: "correct the type's name, or install a newer version" });
   }
 
-  #configured(): World {
-    if (this.#world) return this.#world;
+  #configured(): Promise<World> {
+    if (this.#world) return this.#world();
     throw new CloudletError("BUG", "the engine began without configuring the provider");
   }
 
   async #perform<T>(task: Task, operation: (context: Context) => Promise<T>): Promise<T> {
     const { subject, definition, inputs, verb, seconds } = task;
-    const world = this.#configured();
+    const world = await this.#configured();
     try {
       return await this.#interruption.limit({ what: `${verb} "${subject.name}"`, seconds }, (signal) =>
         world.inTurn(signal, () => operation(world.openContext(this.#door.report(subject.urn), signal))),
