@@ -84,6 +84,8 @@ async function carryOut(services: Services, work: Work, context: JobContext): Pr
     await services.hydrations.follow(id, context);
     record = (await services.records.read(id)) ?? record;
     context.step("whole");
+    // what was declared while it was coming could not show before, and nothing of it was carried out
+    if (work.prepared === undefined) record = await inTurn(() => makeGuest(services, { ...work, record, wasPending: false }, context));
   }
   const restart = record.restartPending;
   if (record.synthesis !== undefined && state !== "stopped") {

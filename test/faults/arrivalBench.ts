@@ -87,7 +87,7 @@ export class ArrivalBench {
       this.#still = false;
       return this.bench.gateways.signalAgent("gw2", "KILL");
     }
-    const pid = this.#pid(victim);
+    const pid = this.pid(victim);
     if (pid === undefined) throw new Error(`no process ${victim} is there`);
     await this.lab.hosts.gw2.run(`kill -KILL ${String(pid)}`);
   }
@@ -115,7 +115,7 @@ export class ArrivalBench {
     const status = await this.status();
     expect(status).toMatchObject({ status: "running", ready: true, provision: { verified: true } });
     expect(status?.hydration).toBeUndefined();
-    expect(this.#pid("hydrate")).toBeUndefined();
+    expect(this.pid("hydrate")).toBeUndefined();
     await this.lab.cut("gw1");
     try {
       expect(await this.bench.ask("gw2", name)).toContain("counter");
@@ -185,7 +185,7 @@ export class ArrivalBench {
       case "index":
         return existsSync(this.#inside(this.#inStore(this.#blobs.index)));
       case "launched":
-        return this.#pid("qemu") !== undefined;
+        return this.pid("qemu") !== undefined;
       case "ran":
         return this.#read(`${guest}/launch.json`)?.includes('"ran":true') === true;
       case "answered":
@@ -203,7 +203,7 @@ export class ArrivalBench {
   }
 
   /** Of a process of the cloudlet, or of its overlay, that is there. */
-  #pid(program: Program): number | undefined {
+  pid(program: Program): number | undefined {
     const directory = program === "hydrate" ? `layers/${this.overlay.digest}` : guest;
     const stat = parseStat(this.#read(`${directory}/${program}.pid`)?.split("\n")[0] ?? "");
     return stat !== undefined && existsSync(this.#inside(`/proc/${String(stat.pid)}/exe`)) ? stat.pid : undefined;
