@@ -12,6 +12,7 @@ import { engineEnvironment, programFolder } from "./engine.ts";
 import { createLab, type Lab } from "./lab/lab.ts";
 
 const example = resolve(import.meta.dirname, "../examples/pull-request-preview");
+const languageHost = resolve(import.meta.dirname, "languageHost");
 
 export interface Ran {
   code: number | null;
@@ -32,13 +33,19 @@ export class Checkout {
   static async open(): Promise<Checkout> {
     const directory = await programFolder();
     for (const name of ["ci.sh", "index.ts", "Pulumi.yaml"]) await cp(join(example, name), join(directory, name));
+    const { PATH = "", ...env } = engineEnvironment(directory);
     const store = join(directory, "store");
-    return new Checkout(directory, { ...engineEnvironment(directory), PULUMI_STACK: "dev", CLOUDLET_STORE_PATH: store });
+    return new Checkout(directory, { ...env, PATH: `${languageHost}:${PATH}`, PULUMI_STACK: "dev", CLOUDLET_STORE_PATH: store });
   }
 
   /** A job: `secrets` are in its environment. */
   job(command: string, secrets: Record<string, string> = {}): Promise<Ran> {
     return this.#run(["./ci.sh", command], secrets);
+  }
+
+  /** `pulumi preview` with more arguments; its code is not looked at. */
+  preview(...args: string[]): Promise<Ran> {
+    return this.#run(["pulumi", "preview", "--stack", "dev", "--non-interactive", "--color", "never", ...args], {});
   }
 
   async pulumi(...args: string[]): Promise<Ran> {

@@ -1,12 +1,12 @@
 // Pulumi's language host for Node.js as far as tests need it, since the real one cannot be built here: Pulumi's own command
-// starts it, and programs run by the SDK's own `cmd/run`, as they do there.
+// starts it, and programs and policy packs run by the SDK's own `cmd/run` and `cmd/run-policy-pack`, as they do there.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createRequire } from "node:module";
 import { join } from "node:path";
-import { Server, ServerCredentials, type handleUnaryCall } from "@grpc/grpc-js";
+import { Server, ServerCredentials, type handleServerStreamingCall, type handleUnaryCall } from "@grpc/grpc-js";
 import languagePb from "@pulumi/pulumi/proto/language_pb.js";
-import type { RunRequest, RunResponse } from "@pulumi/pulumi/proto/language_pb.js";
+import type { RunPluginRequest, RunPluginResponse, RunRequest, RunResponse } from "@pulumi/pulumi/proto/language_pb.js";
 import services from "@pulumi/pulumi/proto/language_grpc_pb.js";
 import pluginPb from "@pulumi/pulumi/proto/plugin_pb.js";
 import type { PluginInfo } from "@pulumi/pulumi/proto/plugin_pb.js";
@@ -27,10 +27,27 @@ const getPluginInfo: handleUnaryCall<unknown, PluginInfo> = (_call, callback) =>
   callback(null, info);
 };
 
+const runPlugin: handleServerStreamingCall<RunPluginRequest, RunPluginResponse> = (call) => {
+  const { request } = call;
+  const pack = request.getInfo()?.getProgramDirectory() ?? "";
+  const runner = createRequire(join(pack, "x")).resolve("@pulumi/pulumi/cmd/run-policy-pack");
+  const child = spawn(process.execPath, [runner, ...request.getArgsList(), pack], {
+    cwd: pack,
+    env: { ...process.env, ...Object.fromEntries(request.getEnvList().map((entry) => entry.split(/=(.*)/s, 2))) },
+  });
+  child.stdout.on("data", (text: Buffer) => call.write(new languagePb.RunPluginResponse().setStdout(text)));
+  child.stderr.on("data", (text: Buffer) => call.write(new languagePb.RunPluginResponse().setStderr(text)));
+  child.on("close", (code) => {
+    call.write(new languagePb.RunPluginResponse().setExitcode(code ?? 1));
+    call.end();
+  });
+  call.on("cancelled", () => child.kill());
+};
+
 // it must not outlive an engine that was killed
 process.stdin.resume().on("end", () => process.exit(0));
 const server = new Server({ "grpc.max_receive_message_length": -1 });
-server.addService(services.LanguageRuntimeService, { run, getPluginInfo });
+server.addService(services.LanguageRuntimeService, { run, runPlugin, getPluginInfo });
 server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, port) => {
   if (error) throw error;
   console.log(port);
