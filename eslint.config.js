@@ -24,5 +24,7 @@ export default tseslint.config(
   },
   // a describe block is a function of any length; a tool's configuration must be a default export
   { files: ["test/**/*.ts"], rules: { "max-lines-per-function": "off" } },
+  // generated; as long as the schemas are
+  { files: ["sdk/types.ts"], rules: { "max-lines": "off" } },
   { files: ["vitest.config.ts"], rules: { "no-restricted-syntax": "off" } },
 );

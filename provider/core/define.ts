@@ -13,6 +13,8 @@ export interface FieldMeta {
   replaces?: boolean;
   /** Secret wherever it appears. */
   secret?: boolean;
+  /** May hold what only the program knows to be secret: an import, which has no program, encrypts it. */
+  mayBeSecret?: boolean;
   /** A list whose order means nothing. */
   set?: boolean;
   /** Looked at by constraints and then dropped, so that it is neither stored nor compared. */

@@ -21,7 +21,8 @@ export const filesField = z
       content: z
         .string()
         .max(1024 * 1024)
-        .describe("Text of the file, 1 MiB at most."),
+        .describe("Text of the file, 1 MiB at most.")
+        .meta({ mayBeSecret: true }),
       mode: z.int().min(0).max(0o7777).default(0o644).describe("Permission bits as a number. Default 420 (0644 in octal)."),
     }),
   )
@@ -32,13 +33,15 @@ export const filesField = z
 export const environmentField = z
   .record(z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, "must be letters, digits and underscores"), z.string())
   .default({})
-  .describe("Environment of the application.");
+  .describe("Environment of the application.")
+  .meta({ mayBeSecret: true });
 
 export const userDataField = z
   .string()
   .max(64 * 1024)
   .optional()
-  .describe("cloud-init user data (kvm only).");
+  .describe("cloud-init user data (kvm only).")
+  .meta({ mayBeSecret: true });
 
 const userField = z
   .string()

@@ -9,7 +9,7 @@ import { diffInputs, replacing, withOrigins, withoutIgnored, type Change } from 
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import { invoke } from "../../core/invoke.ts";
 import * as reconcile from "../../core/reconcile.ts";
-import { secretPaths } from "../../core/secrets.ts";
+import { possiblySecretPaths, secretPaths } from "../../core/secrets.ts";
 import { isRecord, withoutNulls } from "../../core/values.ts";
 import type { Reporter } from "../engineLog.ts";
 import { fromStruct, toStruct, type Decoded } from "./codec.ts";
@@ -173,7 +173,8 @@ export class Operations {
     // an answer without an id tells the engine that the resource is gone
     if (found === undefined) return response;
     response.setId(found.id);
-    const given = { values: {}, secrets: [...known.secrets, ...last.secrets] };
+    const unsaid = imported ? possiblySecretPaths(definition.inputs) : [];
+    const given = { values: {}, secrets: [...known.secrets, ...last.secrets, ...unsaid] };
     response.setProperties(stored(definition, found.state, given));
     response.setInputs(stored(definition, reconcile.inputsOf(definition, found.state), given));
     return response;

@@ -87,6 +87,9 @@ describe("what another door has made, imported by ids alone", () => {
       ].map(([type, name = "", id = ""]) => ({ type: `cloudlet:index:${type}`, name, id })),
     );
     expect(imported, imported.text).toMatchObject({ ok: true });
+    // nobody has said that these are no secrets
+    const stored = await stack.stateText();
+    for (const text of ["hello\\n", '"edge"']) expect(stored).not.toContain(text);
     const shown = await stack.preview(program());
     expect([shown.ok, steps(shown)], shown.text).toEqual([true, []]);
     const up = await stack.up(program());
