@@ -52,7 +52,7 @@ it("the package holds what is built, the documentation and nothing else", () => 
   );
   const outside =
     /^(dist\/(agent|cli|hooks|dynamic|index|flattenProcess|plugin)\.js|dist\/package\.json|dist\/types\/sdk\/(\w+\/)?\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.(svg|json))$/;
-  const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json", "pulumi-resource-cloudlet"];
+  const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json", "pulumi-resource-cloudlet", "PulumiPlugin.yaml"];
   expect(packed.filter((path) => !plain.includes(path) && !outside.test(path))).toEqual([]);
 });
 

@@ -1,5 +1,5 @@
 // Pulumi's language host for Node.js as far as tests need it, since the real one cannot be built here: Pulumi's own command
-// starts it, and programs and policy packs run by the SDK's own `cmd/run` and `cmd/run-policy-pack`, as they do there.
+// starts it, and programs, plugins and policy packs run by the SDK's own commands, as they do there.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createRequire } from "node:module";
@@ -21,18 +21,24 @@ const run: handleUnaryCall<RunRequest, RunResponse> = ({ request }, callback) =>
     (error: unknown) => callback({ details: String(error) }),
   );
 };
+/** What tests run has its dependencies already. */
+const installDependencies: handleServerStreamingCall<unknown, unknown> = (call) => call.end();
 const getPluginInfo: handleUnaryCall<unknown, PluginInfo> = (_call, callback) => {
   const info = new pluginPb.PluginInfo();
   info.setVersion("0.0.0");
   callback(null, info);
 };
 
+/** A plugin that is a folder, or a policy pack; like the real host, this gives it no standard input. */
 const runPlugin: handleServerStreamingCall<RunPluginRequest, RunPluginResponse> = (call) => {
   const { request } = call;
-  const pack = request.getInfo()?.getProgramDirectory() ?? "";
-  const runner = createRequire(join(pack, "x")).resolve("@pulumi/pulumi/cmd/run-policy-pack");
-  const child = spawn(process.execPath, [runner, ...request.getArgsList(), pack], {
-    cwd: pack,
+  const folder = request.getInfo()?.getProgramDirectory() ?? "";
+  const isPack = request.getKind() === "analyzer";
+  const runner = createRequire(join(folder, "x")).resolve(`@pulumi/pulumi/cmd/${isPack ? "run-policy-pack" : "run-plugin"}`);
+  const args = isPack ? [...request.getArgsList(), folder] : [folder, ...request.getArgsList()];
+  const child = spawn(process.execPath, [runner, ...args], {
+    cwd: isPack ? folder : request.getPwd(),
+    stdio: ["ignore", "pipe", "pipe"],
     env: { ...process.env, ...Object.fromEntries(request.getEnvList().map((entry) => entry.split(/=(.*)/s, 2))) },
   });
   child.stdout.on("data", (text: Buffer) => call.write(new languagePb.RunPluginResponse().setStdout(text)));
@@ -47,7 +53,7 @@ const runPlugin: handleServerStreamingCall<RunPluginRequest, RunPluginResponse> 
 // it must not outlive an engine that was killed
 process.stdin.resume().on("end", () => process.exit(0));
 const server = new Server({ "grpc.max_receive_message_length": -1 });
-server.addService(services.LanguageRuntimeService, { run, runPlugin, getPluginInfo });
+server.addService(services.LanguageRuntimeService, { run, runPlugin, installDependencies, getPluginInfo });
 server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, port) => {
   if (error) throw error;
   console.log(port);

@@ -109,7 +109,7 @@ const rules: Rule[] = [
       /^provider\/local\/files\.ts$/,
       /^provider\/functions\//,
       /^schema\.json$/,
-      /^node:util$/,
+      /^node:(util|fs)$/,
       // Pulumi's protocol, which the build puts into the plugin
       /^@pulumi\/pulumi\/proto\//,
       /^@grpc\/grpc-js$/,

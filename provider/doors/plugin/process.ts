@@ -1,3 +1,4 @@
+import { fstatSync } from "node:fs";
 import { engineAddress, type Reporter } from "../engineLog.ts";
 import { ServedEngine } from "./log.ts";
 import type { Operations } from "./operations.ts";
@@ -16,8 +17,9 @@ export function runPlugin({ version, schema, operations: load }: Plugin): void {
   const address = engineAddress();
   if (address !== undefined) {
     engine.at(address);
-    // an engine that was killed sends nothing, but its end of this pipe closes
-    process.stdin.resume().on("end", () => process.exit(0));
+    // an engine that was killed sends nothing, but its end of this pipe closes; a language host that starts this gives none
+    const input = fstatSync(process.stdin.fd);
+    if (input.isFIFO() || input.isSocket()) process.stdin.resume().on("end", () => process.exit(0));
   }
   // the engine sends SIGINT when it is done, and calls a provider that is slow to go a bug
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(0));
