@@ -147,6 +147,8 @@ export function createAgentServer(options: ServerOptions): http.Server {
   });
   // a blob may take long on a slow link; what stands still is ended by whoever sends
   server.requestTimeout = 0;
+  // the operator's side closes idle connections, after seconds: closed from here, one might be closed just when it is used again
+  server.keepAliveTimeout = 60_000;
   return server;
 }
 

@@ -16,7 +16,7 @@ export function restOverSsh(host: RemoteHost, socketPath: string, label: string)
       (error: unknown) => done(error instanceof Error ? error : new Error(String(error)), null),
     );
   };
-  return restOver(new Pool("http://node", { connect, bodyTimeout: 0, headersTimeout: 0 }), label);
+  return restOver(new Pool("http://node", { connect, bodyTimeout: 0, headersTimeout: 0, keepAliveMaxTimeout: 4_000 }), label);
 }
 
 export interface HttpsOptions {

@@ -71,6 +71,14 @@ describe("the agent over its socket", () => {
     expect(await client.instances()).toEqual([]);
   });
 
+  it("keeps connections for longer than its callers, who else would meet one that is just being closed", async () => {
+    const keeping = new http.Agent({ keepAlive: true });
+    const [response] = (await once(http.get({ socketPath, path: "/v1/info", agent: keeping }), "response")) as [http.IncomingMessage];
+    response.resume();
+    expect(response.headers["keep-alive"]).toBe("timeout=60");
+    keeping.destroy();
+  });
+
   it("takes blobs in, and refuses those with another digest", async () => {
     const client = createAgentClient(rest);
     const put = (text: string) =>
