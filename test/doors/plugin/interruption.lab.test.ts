@@ -103,6 +103,8 @@ describe("a run that is interrupted", () => {
   });
 
   it("by its customTimeouts, while it moves: the same, and the message says so", async () => {
+    // gw1 has kept what the cloudlet was when it left
+    await gateways.exec(["sh", "-c", "dd if=/dev/urandom of=/dev/shm/new bs=1M count=16 2>/dev/null"], "gw2");
     await gateways.lab.shape("gw2", { mbit: 10 });
     const late = await gateways.up({ ...at("gw1"), timeouts: { update: "4s" } });
     expect(late.ok).toBe(false);
