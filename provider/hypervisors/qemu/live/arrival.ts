@@ -58,6 +58,7 @@ export class Arrival {
     const place = await makePlace(guest, around.confinement);
     const [ram, nbd] = [join(place, "ram.sock"), join(place, "nbd.sock")];
     const qmp = await connectQmp(guestFiles(guest).qmp, { guest: guest.name });
+    const opened: { close(): Promise<void> }[] = [];
     try {
       await addGuard(qmp);
       await serveDisks(qmp, nbd);
@@ -71,10 +72,13 @@ export class Arrival {
       const socket = await connected(ram);
       // makes the file where there is none, so that it can be opened
       const kept = await UnitFile.more(former);
+      opened.push(kept);
       const known = await Images.open(images, former);
+      opened.push(known);
       return new Arrival({ guest, qmp, place, socket, images: known, has: await known.formerHashes(signal), kept, disks, names });
     } catch (error) {
       qmp.close();
+      for (const file of opened) await file.close();
       await rm(place, { recursive: true, force: true });
       throw error;
     }

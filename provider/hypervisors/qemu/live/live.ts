@@ -50,11 +50,7 @@ export function createLive(surroundings: () => Promise<Surroundings>): Live {
     depart: async (guest, known, progress) => depart(guest, known, { around: await surroundings(), progress }),
     stay,
     receive: async (guest, { shape, images, former }, progress) =>
-      receive(
-        guest,
-        { shape: parseShape(shape), images: [images.disk, ...(images.memory === undefined ? [] : [images.memory])], former },
-        { around: await surroundings(), progress },
-      ),
+      receive(guest, { shape: parseShape(shape), images: filesOf(images), former }, { around: await surroundings(), progress }),
     isWaiting,
     release: async (guest, progress) => start(guest, await surroundings(), progress),
     catchUp: async (guest) => catchUpClock(guest, await surroundings()),
@@ -139,7 +135,7 @@ async function openDeparture(
   // what an attempt has left that was cut off
   await stay(guest);
   const trimmed = trim(guest, progress.status);
-  const views = await openViews([images.disk, ...(images.memory === undefined ? [] : [images.memory])], progress.signal);
+  const views = await openViews(filesOf(images), progress.signal);
   try {
     const known = await Images.indexed(views.paths, former.onTarget, progress.signal);
     await trimmed;
@@ -284,6 +280,11 @@ async function makeFiles(guest: Guest, { diskBytes, volumeBytes }: Shape): Promi
     const file = await open(hostPath, "w", 0o600);
     await file.truncate(bytes).finally(() => file.close());
   }
+}
+
+/** In the order in which records number them. */
+function filesOf({ disk, memory }: CommonImages): string[] {
+  return memory === undefined ? [disk] : [disk, memory];
 }
 
 interface Views {
