@@ -46,7 +46,7 @@ export interface GetCloudletResult {
   address: string;
   /** `owner`: it may run here. `incoming`: it is on its way here. `released`: it has moved away. */
   role: string;
-  /** Grows by one with each move. */
+  /** The time of its making, in milliseconds since 1970, and one more with each move. */
   epoch: number;
   /** What it may use. */
   resources: Resources;

@@ -200,7 +200,8 @@ async function claim(
     const wasPending = existing?.restartPending ?? false;
     const changed = existing !== undefined && JSON.stringify(existing.spec) !== JSON.stringify(spec);
     const record: InstanceRecord = {
-      ownership: { epoch: (gone?.ownership.epoch ?? 0) + 1, role: "owner" },
+      // from the clock, as other nodes may remember a former one of this id at a later epoch than this node does
+      ownership: { epoch: Math.max(Date.now(), (gone?.ownership.epoch ?? 0) + 1), role: "owner" },
       network: allocateNetwork(spec.id, new Set([...others, ...(await services.builds.list())].map((other) => other.network.address))),
       ...existing,
       spec,

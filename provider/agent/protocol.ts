@@ -219,7 +219,8 @@ export const instanceSpecSchema = z.object({
 export type InstanceSpec = z.infer<typeof instanceSpecSchema>;
 
 /**
- * Who may run a cloudlet. `owner` may; `incoming` holds or receives a copy and may not until it is activated;
+ * Who may run a cloudlet. The epoch is the time of its making, in milliseconds since 1970, and grows by one with each move.
+ * `owner` may; `incoming` holds or receives a copy and may not until it is activated;
  * `released` has given it away and never runs it again unless it is given back with a higher epoch.
  */
 export const ownershipSchema = z.object({

@@ -25,7 +25,8 @@ export const getCloudlet = defineFunction({
     ready: z.boolean().describe("Whether its application answers."),
     address: z.string().describe("Its address on its node."),
     role: z.string().describe("`owner`: it may run here. `incoming`: it is on its way here. `released`: it has moved away."),
-    epoch: z.int().describe("Grows by one with each move."),
+    // not an integer, which has 32 bits in some languages
+    epoch: z.number().describe("The time of its making, in milliseconds since 1970, and one more with each move."),
     resources: resourcesSchema.describe("What it may use."),
     ports: z.array(portSchema).describe("Ports published on the node."),
     imageDigest: digestSchema.describe("SHA-256 of the base it was made from."),

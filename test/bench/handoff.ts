@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { MoveReport } from "../../provider/agent/handoffProtocol.ts";
-import { guestName, type OverlayStatus } from "../../provider/agent/protocol.ts";
+import type { OverlayStatus } from "../../provider/agent/protocol.ts";
 import { fullCopyBoot, liveMigration, suspendCopyResume, type Ends } from "./handoffBaselines.ts";
 import { chart, page, row, sizesLink, sizesMib } from "./handoffPage.ts";
 import { HandoffResults, type Cell, type Measured } from "./handoffResults.ts";
@@ -145,7 +145,7 @@ async function sendCopy({ agents, bench }: TwoGateways): Promise<void> {
 }
 
 async function* withGuest(gateways: TwoGateways, memory: OverlayStatus, moves: () => AsyncGenerator<Cell>): AsyncGenerator<Cell> {
-  const { agents, base, bench } = gateways;
+  const { agents, base } = gateways;
   try {
     await agents.gw1.run("instance.apply", { spec: specOf(base, memory), fresh: true, offers: [] }, { timeoutMillis: answerMillis });
     const made = await agents.gw1.exec(cloudlet, { command: ["sh", "-c", moving], timeoutSeconds: 600 }, { timeoutMillis: 600_000 });
@@ -155,9 +155,6 @@ async function* withGuest(gateways: TwoGateways, memory: OverlayStatus, moves: (
     // after a move that failed, the target may have no more than a reservation
     await agents.gw2.run("move.cancel", { id: cloudlet }).catch(() => undefined);
     for (const agent of Object.values(agents)) await agent.run("instance.remove", { id: cloudlet, owner }).catch(() => undefined);
-    // one that has been there and left is remembered, and the next one of its name begins at an older epoch
-    for (const host of [bench.lab.hosts.gw1, bench.lab.hosts.gw2])
-      await host.run(`rm -rf /var/lib/cloudlet/instances/${guestName(cloudlet)}`);
   }
 }
 

@@ -34,8 +34,8 @@ type LookupCloudletResult struct {
 	Accelerator string `pulumi:"accelerator"`
 	// Its address on its node.
 	Address string `pulumi:"address"`
-	// Grows by one with each move.
-	Epoch int `pulumi:"epoch"`
+	// The time of its making, in milliseconds since 1970, and one more with each move.
+	Epoch float64 `pulumi:"epoch"`
 	// SHA-256 of the base it was made from.
 	ImageDigest string `pulumi:"imageDigest"`
 	// The kind of its hypervisor.
@@ -106,9 +106,9 @@ func (o LookupCloudletResultOutput) Address() pulumi.StringOutput {
 	return o.ApplyT(func(v LookupCloudletResult) string { return v.Address }).(pulumi.StringOutput)
 }
 
-// Grows by one with each move.
-func (o LookupCloudletResultOutput) Epoch() pulumi.IntOutput {
-	return o.ApplyT(func(v LookupCloudletResult) int { return v.Epoch }).(pulumi.IntOutput)
+// The time of its making, in milliseconds since 1970, and one more with each move.
+func (o LookupCloudletResultOutput) Epoch() pulumi.Float64Output {
+	return o.ApplyT(func(v LookupCloudletResult) float64 { return v.Epoch }).(pulumi.Float64Output)
 }
 
 // SHA-256 of the base it was made from.

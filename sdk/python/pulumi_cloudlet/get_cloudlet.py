@@ -32,8 +32,8 @@ class GetCloudletResult:
         if address and not isinstance(address, str):
             raise TypeError("Expected argument 'address' to be a str")
         pulumi.set(__self__, "address", address)
-        if epoch and not isinstance(epoch, int):
-            raise TypeError("Expected argument 'epoch' to be a int")
+        if epoch and not isinstance(epoch, float):
+            raise TypeError("Expected argument 'epoch' to be a float")
         pulumi.set(__self__, "epoch", epoch)
         if image_digest and not isinstance(image_digest, str):
             raise TypeError("Expected argument 'image_digest' to be a str")
@@ -81,9 +81,9 @@ class GetCloudletResult:
 
     @_builtins.property
     @pulumi.getter
-    def epoch(self) -> _builtins.int:
+    def epoch(self) -> _builtins.float:
         """
-        Grows by one with each move.
+        The time of its making, in milliseconds since 1970, and one more with each move.
         """
         return pulumi.get(self, "epoch")
 

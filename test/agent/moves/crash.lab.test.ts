@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { removeInstance } from "../../../provider/agent/instanceApply.ts";
 import { arrivalSteps } from "../../../provider/agent/moves/target.ts";
 import { eventually, RigNode, World } from "./rig.ts";
 
@@ -22,13 +23,14 @@ const afterRelease = sourceSteps.slice(sourceSteps.indexOf("released"));
 let world: World;
 let a: RigNode;
 let b: RigNode;
+let made: number;
 
 beforeEach(async () => {
   world = new World();
   [a, b] = [new RigNode("a", world), new RigNode("b", world)];
   await a.boot();
   await b.boot();
-  await a.make();
+  made = await a.make();
   world.write("first");
 });
 afterEach(async () => {
@@ -42,10 +44,10 @@ async function expectMoved(): Promise<void> {
   expect(world.running()).toEqual(["b"]);
   world.write("last");
   expect([...a.driver.guests]).toEqual([]);
-  expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch: 2 });
+  expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch: made + 1 });
   expect((await b.record())?.lastMove).toMatchObject({ from: "a", to: "b" });
   const left = await a.record();
-  expect(left?.ownership).toMatchObject({ role: "released", epoch: 2, peer: "b" });
+  expect(left?.ownership).toMatchObject({ role: "released", epoch: made + 1, peer: "b" });
   expect(left?.leaving).toBeUndefined();
   expect(left?.forward).toMatchObject({ address: "127.0.0.1", ports: [{ protocol: "tcp", hostPort: 8080, targetPort: 8080 }] });
   expect((await b.record())?.forward).toBeUndefined();
@@ -76,7 +78,17 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
     world.write("at a");
     await a.moveTo(b);
     expect(world.violations).toEqual([]);
-    expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch: 4 });
+    expect((await b.record())?.ownership).toMatchObject({ role: "owner", epoch: made + 3 });
+  });
+
+  it("of one that is made anew, to a node which remembers the former one at a later epoch", async () => {
+    await a.moveTo(b);
+    await b.moveTo(a);
+    await removeInstance(a.services, { id: "shop/counter", owner: "p/s" }, a.context());
+    world.acknowledged = "new";
+    made = await a.make();
+    await a.moveTo(b);
+    await expectMoved();
   });
 
   it.each(sourceSteps)("the source's agent dies at %s: alone it goes on where it was, and the same command ends the move", async (step) => {

@@ -197,14 +197,16 @@ export class RigNode {
     this.#kill();
   }
 
-  async make(): Promise<void> {
+  /** Returns its epoch. */
+  async make(): Promise<number> {
     const base = digestText("base");
     await this.services.store.put(base, () => Readable.from([Buffer.from("base")]));
-    await applyInstance(
+    const { ownership } = await applyInstance(
       this.services,
       { spec: spec(base, { id, ports: [{ port: 80, hostPort: 8080, protocol: "tcp" }] }), fresh: true },
       this.context(),
     );
+    return ownership.epoch;
   }
 
   record(): Promise<InstanceRecord | undefined> {

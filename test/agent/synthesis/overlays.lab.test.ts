@@ -112,10 +112,11 @@ describe("cloudlets that start from an overlay, on two gateways", () => {
   it("move with what they have written, onto the overlay that is sent along", async () => {
     for (const blob of await blobs()) await bench.gateways.lab.hosts.gw2.run(`rm -f ${paths.root}/store/${blob.slice(0, 2)}/${blob}*`);
     const spec = bench.spec("a", overlay.digest);
-    await bench.apply("gw1", spec);
+    const here = await bench.apply("gw1", spec);
+    const epoch = here.ownership.epoch + 1;
     await bench.client("gw1").exec("visits/a", { command: ["sh", "-c", "echo kept >/opt/app/mark; sync"], timeoutSeconds: 60 });
-    const target = await bench.client("gw2").run("move.prepare", { spec, epoch: 2, from: "gw1" });
-    const run = { id: spec.id, epoch: 2, self: "gw1", target: { node: "gw2", ...target }, route: "direct" as const };
+    const target = await bench.client("gw2").run("move.prepare", { spec, epoch, from: "gw1" });
+    const run = { id: spec.id, epoch, self: "gw1", target: { node: "gw2", ...target }, route: "direct" as const };
     const report = await bench.client("gw1").run("move.run", run);
     console.log(JSON.stringify(report));
     expect(await bench.ask("gw2", "a")).toContain("counter");
@@ -124,7 +125,7 @@ describe("cloudlets that start from an overlay, on two gateways", () => {
     });
     expect(await bench.programs("gw1")).toEqual([]);
     const status = await bench.apply("gw2", spec);
-    expect(status).toMatchObject({ status: "running", ownership: { epoch: 2, role: "owner" } });
+    expect(status).toMatchObject({ status: "running", ownership: { epoch, role: "owner" } });
   });
 
   it.each(["manifest", "index", "pack", "base image"])("fail where the %s is damaged, name it, and leave nothing", async (part) => {
