@@ -2,11 +2,19 @@
 // starts it, and programs, plugins and policy packs run by the SDK's own commands, as they do there.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { existsSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { Server, ServerCredentials, type handleServerStreamingCall, type handleUnaryCall } from "@grpc/grpc-js";
 import languagePb from "@pulumi/pulumi/proto/language_pb.js";
-import type { RunPluginRequest, RunPluginResponse, RunRequest, RunResponse } from "@pulumi/pulumi/proto/language_pb.js";
+import type {
+  InstallDependenciesRequest,
+  InstallDependenciesResponse,
+  RunPluginRequest,
+  RunPluginResponse,
+  RunRequest,
+  RunResponse,
+} from "@pulumi/pulumi/proto/language_pb.js";
 import services from "@pulumi/pulumi/proto/language_grpc_pb.js";
 import pluginPb from "@pulumi/pulumi/proto/plugin_pb.js";
 import type { PluginInfo } from "@pulumi/pulumi/proto/plugin_pb.js";
@@ -21,8 +29,19 @@ const run: handleUnaryCall<RunRequest, RunResponse> = ({ request }, callback) =>
     (error: unknown) => callback({ details: String(error) }),
   );
 };
-/** What tests run has its dependencies already. */
-const installDependencies: handleServerStreamingCall<unknown, unknown> = (call) => call.end();
+/** What tests run has its dependencies already; a fresh checkout of a plugin has not. */
+const installDependencies: handleServerStreamingCall<InstallDependenciesRequest, InstallDependenciesResponse> = (call) => {
+  const folder = call.request.getInfo()?.getProgramDirectory() ?? "";
+  if (!call.request.getIsPlugin() || existsSync(join(folder, "node_modules"))) return void call.end();
+  const child = spawn("npm", ["install", "--loglevel=error"], { cwd: folder, stdio: ["ignore", "pipe", "pipe"] });
+  child.stdout.on("data", (text: Buffer) => call.write(new languagePb.InstallDependenciesResponse().setStdout(text)));
+  child.stderr.on("data", (text: Buffer) => call.write(new languagePb.InstallDependenciesResponse().setStderr(text)));
+  child.on("close", (code) => {
+    if (code === 0) call.end();
+    else call.destroy(new Error(`npm install ended with ${code}`));
+  });
+  call.on("cancelled", () => child.kill());
+};
 const getPluginInfo: handleUnaryCall<unknown, PluginInfo> = (_call, callback) => {
   const info = new pluginPb.PluginInfo();
   info.setVersion("0.0.0");
