@@ -20,6 +20,7 @@ import type {
   CloudletVolume,
   CloudletHandoff,
   Ready,
+  CloudletForeign,
   CloudletProvision,
   CloudletPreseeded,
   LastMove,
@@ -160,6 +161,8 @@ export interface CloudletProperties extends pulumi.CustomResource {
   readonly imageDigest: pulumi.Output<string>;
   /** How it executes: kvm = hardware, tcg = software emulation, none = container. */
   readonly accelerator: pulumi.Output<"kvm" | "tcg" | "none">;
+  /** The container made without this provider that it was imported from, until the first update takes that over. */
+  readonly foreign: pulumi.Output<CloudletForeign | undefined>;
   /** How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes. */
   readonly provision: pulumi.Output<CloudletProvision | undefined>;
   /** Where its base, build and overlay are beforehand, and what that cost. */
@@ -317,7 +320,7 @@ export const traits = {
     secretOutputs: [],
   },
   Cloudlet: {
-    outputs: ["endpoint", "address", "node", "status", "imageDigest", "accelerator", "provision", "preseeded", "lastMove"],
+    outputs: ["endpoint", "address", "node", "status", "imageDigest", "accelerator", "foreign", "provision", "preseeded", "lastMove"],
     secrets: [
       ["connection", "password"],
       ["connection", "privateKey"],

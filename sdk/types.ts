@@ -312,6 +312,13 @@ export interface ReadyHttp {
   path: string;
 }
 
+export interface CloudletForeign {
+  /** What its hypervisor calls it. */
+  name: string;
+  /** What tells it from a later one of that name. */
+  uuid: string;
+}
+
 export interface CloudletProvision {
   /** `resume`: all was there. `lazy`: it was resumed while its overlay was still coming. `boot`: from its disk. */
   rung: "resume" | "lazy" | "boot";

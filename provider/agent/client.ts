@@ -45,6 +45,8 @@ export function createAgentClient(rest: Rest): AgentClient {
     facts: (options) => get(rest, "/v1/facts", { schema: factsSchema, options }),
     hypervisor: (options) => orUndefined(get(rest, "/v1/hypervisor", { schema: hypervisorStatusSchema, options })),
     instance: (id, options) => orUndefined(get(rest, instancePath(id), { schema: instanceStatusSchema, options })),
+    foreign: ({ name, id, owner }, options) =>
+      orUndefined(get(rest, `${keptPath("foreign", name, owner)}&id=${encodeURIComponent(id)}`, { schema: instanceStatusSchema, options })),
     instances: (options) => get(rest, "/v1/instances", { schema: z.array(instanceStatusSchema), options }),
     log: (id, lines, options) => call(rest, { method: "GET", path: `${instancePath(id)}/log?lines=${String(lines)}` }, options),
     handoffs: (id, options) => get(rest, `${instancePath(id)}/handoffs`, { schema: z.array(handoffSchema), options }),
@@ -85,7 +87,7 @@ export function createAgentClient(rest: Rest): AgentClient {
   };
 }
 
-function keptPath(what: "images" | "overlays" | "preseeds", name: string, owner: string): string {
+function keptPath(what: "foreign" | "images" | "overlays" | "preseeds", name: string, owner: string): string {
   return `/v1/${what}/${encodeURIComponent(name)}?owner=${encodeURIComponent(owner)}`;
 }
 

@@ -35,6 +35,8 @@ export interface AgentClient {
   facts(options?: CallOptions): Promise<Facts>;
   hypervisor(options?: CallOptions): Promise<HypervisorStatus | undefined>;
   instance(id: string, options?: CallOptions): Promise<InstanceStatus | undefined>;
+  /** A guest that was made without us, of that name, as the cloudlet that it would be. */
+  foreign(wanted: { name: string; id: string; owner: string }, options?: CallOptions): Promise<InstanceStatus | undefined>;
   instances(options?: CallOptions): Promise<InstanceStatus[]>;
   log(id: string, lines: number, options?: CallOptions): Promise<string>;
   /** What is known of the cloudlet's handoffs, newest first. */

@@ -20,6 +20,7 @@ import type { Services } from "./services.ts";
 import { fetchImages, prepareSynthesis } from "./synthesis/prepare.ts";
 import type { Prepared } from "./synthesis/prepare.ts";
 import { collectLayers } from "./synthesis/references.ts";
+import { removeForeign } from "./foreign.ts";
 import { noteFirstReply, synthesise, undoSynthesis } from "./synthesis/synthesise.ts";
 
 /** Makes a cloudlet what its spec says; run again after a crash at any step, it continues. */
@@ -134,8 +135,14 @@ function neverAnswered(record: InstanceRecord | undefined): boolean {
   return record.synthesis !== undefined && record.synthesis.firstReplyMillis === undefined && !record.complete;
 }
 
-export async function removeInstance(services: Services, { id, owner }: { id: string; owner: string }, context: JobContext): Promise<void> {
+export async function removeInstance(
+  services: Services,
+  { id, owner, foreign }: VerbArgs<"instance.remove">,
+  context: JobContext,
+): Promise<void> {
   const record = await services.records.read(id);
+  if (foreign !== undefined && (record === undefined || !isHere(record)) && (await removeForeign(services, { id, foreign }, context)))
+    return;
   if (record !== undefined) {
     if (record.spec.owner !== owner) throw new CloudletError("CONFLICT", `cloudlet ${id} belongs to ${record.spec.owner}, not to ${owner}`);
     checkRemoval(record);
@@ -146,6 +153,7 @@ export async function removeInstance(services: Services, { id, owner }: { id: st
     if ((await driver.observe(guest)) !== undefined) await driver.stop(guest, context);
     context.step("stopped");
     await driver.remove(guest, context);
+    if (record.foreign !== undefined) await removeForeign(services, { id, foreign: record.foreign }, context);
     context.step("removed");
     await rm(asidePath(services, id), { force: true });
   }

@@ -27,7 +27,7 @@ export async function guestOf(
 ): Promise<Guest> {
   const { spec } = record;
   return {
-    name: guestName(spec.id),
+    name: record.called ?? guestName(spec.id),
     spec,
     basePath: images.basePath,
     buildPath: images.buildPath,
@@ -97,6 +97,7 @@ export async function instanceStatus(services: Services, id: string): Promise<In
     imageDigest: record.builtFrom ?? record.spec.base.digest,
     accelerator,
     console,
+    ...(record.foreign && { foreign: record.foreign }),
     ...(record.leaving === true && { leaving: true }),
     ...(record.lastMove === undefined ? {} : { lastMove: record.lastMove }),
     ...(record.provision === undefined ? {} : { provision: record.provision }),

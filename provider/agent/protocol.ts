@@ -231,6 +231,13 @@ export const ownershipSchema = z.object({
 });
 export type Ownership = z.infer<typeof ownershipSchema>;
 
+/** A guest that was made without us and is to be a cloudlet. */
+export const foreignSchema = z.strictObject({
+  name: z.string().describe("What its hypervisor calls it."),
+  uuid: z.string().describe("What tells it from a later one of that name."),
+});
+export type Foreign = z.infer<typeof foreignSchema>;
+
 export const instanceStatusSchema = z.object({
   spec: instanceSpecSchema,
   ownership: ownershipSchema,
@@ -240,6 +247,7 @@ export const instanceStatusSchema = z.object({
   imageDigest: digestSchema,
   accelerator: z.enum(["kvm", "tcg", "none"]),
   console: z.string().describe("Last lines of the console, for messages."),
+  foreign: foreignSchema.optional().describe("Of one that was made without us and not taken over yet."),
   leaving: z.boolean().optional().describe("It was given away, and the other node has not answered yet."),
   lastMove: moveReportSchema.optional(),
   provision: provisionSchema.optional().describe("How it was last made or started from its overlay."),
@@ -290,7 +298,10 @@ export const verbs = {
     args: z.object({ spec: instanceSpecSchema, fresh: z.boolean(), offers: z.array(offerSchema).optional() }),
     result: instanceStatusSchema,
   },
-  "instance.remove": { args: byIdAndOwner, result: nothing },
+  /** Takes over a guest that was made without us, as it is: it restarts once, and what it has on its disk stays. */
+  "instance.adopt": { args: byIdAndOwner.extend({ foreign: foreignSchema }), result: instanceStatusSchema },
+  /** `foreign`: the guest that the caller knows it as where it was never taken over. */
+  "instance.remove": { args: byIdAndOwner.extend({ foreign: foreignSchema.optional() }), result: nothing },
   "instance.restart": { args: byId, result: instanceStatusSchema },
   "instance.snapshot": { args: byId.extend({ snapshot: idSchema }), result: nothing },
   "instance.restore": { args: byId.extend({ snapshot: idSchema }), result: instanceStatusSchema },

@@ -4,7 +4,16 @@ import path from "node:path";
 import { z } from "zod";
 import { readJson, syncDirectory, writeDurably } from "./durable.ts";
 import { moveReportSchema } from "./handoffProtocol.ts";
-import { digestSchema, guestName, instanceSpecSchema, ownershipSchema, portSchema, provisionSchema, rungSchema } from "./protocol.ts";
+import {
+  digestSchema,
+  foreignSchema,
+  guestName,
+  instanceSpecSchema,
+  ownershipSchema,
+  portSchema,
+  provisionSchema,
+  rungSchema,
+} from "./protocol.ts";
 
 export const synthesisSchema = z.object({
   /** Digest of the overlay that the guest stands on. */
@@ -42,6 +51,10 @@ export const recordSchema = z.object({
   builtFrom: digestSchema.optional(),
   /** Digest of the overlay between the guest and that base, if any. */
   builtOver: digestSchema.optional(),
+  /** The hypervisor's name of a guest that was made without us; absent where it has the usual one. */
+  called: z.string().optional(),
+  /** That guest, until it is taken over. */
+  foreign: foreignSchema.optional(),
   /** The guest is being made anew from another base; its state is aside. It must not start before that has ended. */
   rebuilding: z.boolean().optional(),
   /** Given away, and the copy here is kept until the other node has answered. */

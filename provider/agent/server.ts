@@ -6,6 +6,7 @@ import { z } from "zod";
 import { CloudletError } from "../core/errors.ts";
 import { sendFile } from "./blobResponse.ts";
 import type { Facts } from "./factsProtocol.ts";
+import { foreignStatus } from "./foreign.ts";
 import { instanceExec, instanceLog, instanceStatus, instanceStatuses } from "./instances.ts";
 import { jobIdPattern, toJobError } from "./jobs.ts";
 import type { Jobs } from "./jobs.ts";
@@ -57,6 +58,7 @@ const heartbeatMillis = 10_000;
  *   GET    /v1/volumes/ID                   VolumeStatus, 404
  *   HEAD   /v1/blobs/DIGEST                 200 or 404; an overlay's digest: 200 only when its index and pack are there too
  *   GET    /v1/blobs/DIGEST                 the bytes, 404
+ *   GET    /v1/foreign/NAME?id=ID&owner=OWNER  InstanceStatus of a guest made without us, as that cloudlet; 404
  *   GET    /v1/images/NAME?owner=OWNER      ImageStatus, 404
  *   GET    /v1/overlays/NAME?owner=OWNER    OverlayStatus, 404; without name and owner all that are kept, each with these
  *   GET    /v1/preseeds/ID?owner=OWNER      PreseedStatus, 404 where anything of it is missing
@@ -79,6 +81,11 @@ const routes: Record<string, Handler> = {
   "GET /v1/instances/ID/handoffs": async ({ services }, call) => services.handoffs.list(idOf(call)),
   "POST /v1/instances/ID/exec": async ({ services }, call) =>
     instanceExec(services, idOf(call), { request: parse(execRequestSchema, await readBody(call.request), "request"), signal: call.signal }),
+  "GET /v1/foreign/NAME": async ({ services }, call) => {
+    const { name, owner } = keptOf(call);
+    const id = parse(idSchema, call.query.get("id"), "id");
+    return (await foreignStatus(services, { name, id, owner }, call.signal)) ?? missing(`this node's hypervisor has no ${name}`);
+  },
   "GET /v1/volumes/ID": async ({ services }, call) =>
     (await services.volumes.status(idOf(call))) ?? missing(`volume ${idOf(call)} is not on this node`),
   "HEAD /v1/blobs/DIGEST": async ({ services }, call) => {

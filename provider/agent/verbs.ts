@@ -1,4 +1,5 @@
 import { CloudletError } from "../core/errors.ts";
+import { adoptInstance } from "./foreign.ts";
 import { applyInstance, removeInstance, takeOffers } from "./instanceApply.ts";
 import { bringTo, instanceStatus, openOwned } from "./instances.ts";
 import type { JobContext, JobWork } from "./jobs.ts";
@@ -43,6 +44,13 @@ export const verbTable: VerbTable = {
     keys: ({ spec }) => [`instance:${spec.id}`, ...spec.volumes.map(({ id }) => `volume:${id}`)],
     first: takeOffers,
     perform: applyInstance,
+  },
+  "instance.adopt": {
+    keys: instanceKey,
+    async perform(services, args, context) {
+      await adoptInstance(services, args, context);
+      return present(services, args.id);
+    },
   },
   "instance.remove": {
     keys: instanceKey,

@@ -1,5 +1,5 @@
 import type { Duplex, Readable } from "node:stream";
-import type { InstanceExecResult, InstanceSpec, Kind, Machine } from "../agent/protocol.ts";
+import type { Foreign, InstanceExecResult, InstanceSpec, Kind, Machine } from "../agent/protocol.ts";
 
 /** What a hypervisor may lack; a cloudlet that needs a missing one is refused in preview, by this name. */
 export const abilities = ["userData", "suspend", "snapshot", "exec", "build", "environment", "volumes", "stateFiles", "live"] as const;
@@ -172,6 +172,26 @@ export interface RootDelta {
   makeFromDelta(guest: Guest, delta: { digest: string; path: string }, progress: Progress): Promise<void>;
 }
 
+/** A guest that was made without us, in the words of a spec. */
+export interface ForeignGuest extends Foreign, Pick<InstanceSpec, "state" | "resources" | "ports" | "environment"> {
+  /** Digest of the image that it was made from. */
+  base: string;
+  /** As it has it now; empty where it has none. */
+  address: string;
+}
+
+/** What a hypervisor does that takes over guests made without us (lxd). */
+export interface ForeignGuests {
+  /** undefined = there is none of that name. One that cannot become a cloudlet, or is one, is an error that says why. */
+  find(name: string, signal: AbortSignal): Promise<ForeignGuest | undefined>;
+  /** The bytes of the image with that digest. */
+  openBase(digest: string, signal: AbortSignal): Promise<Readable>;
+  /** Makes it the cloudlet's guest under the name that it has, and leaves it stopped; its disk stays as it is. Run again, it continues. */
+  take(guest: Guest, foreign: Foreign, progress: Progress): Promise<void>;
+  /** Removes it, where it is still that one and nobody else's. Returns whether it was. */
+  remove(foreign: Foreign, id: string, progress: Progress): Promise<boolean>;
+}
+
 /**
  * What every hypervisor does, on the node. All methods are idempotent, have deadlines, and throw CloudletError:
  * UNREACHABLE when the hypervisor is silent (never `undefined`), NOT_FOUND when the guest is not there and must be,
@@ -182,6 +202,7 @@ export interface Driver {
   readonly synthesis?: Synthesis;
   readonly rootDelta?: RootDelta;
   readonly live?: Live;
+  readonly foreign?: ForeignGuests;
   /** Version of the hypervisor, how guests execute on it, and which machine types it has. */
   describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none"; machineTypes: string[] }>;
   /** undefined = the hypervisor answered and has no such guest. */

@@ -79,8 +79,14 @@ export async function withBase<T>(
   const plain = join(directory, "base.plain");
   await mkdir(directory, { recursive: true });
   try {
-    await decompressFile(await services.store.path(digest), plain);
-    return await use([{ path: plain, format: "tar" }]);
+    const source: Source = { path: plain, format: "tar" };
+    // an LXD image in two parts is no archive, and then all is sent
+    return await use(
+      await decompressFile(await services.store.path(digest), plain).then(
+        () => [source],
+        () => [],
+      ),
+    );
   } finally {
     await rm(plain, { force: true });
   }

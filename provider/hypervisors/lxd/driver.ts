@@ -23,12 +23,14 @@ import {
   mustHave,
   removeInstance,
   setConfig,
+  stopInstance,
   syncBuild,
   syncInstance,
   syncVolumes,
 } from "./instances.ts";
 import { settle } from "./operations.ts";
 import { packState, readOnce, unpackState } from "./state.ts";
+import { foreignContainers } from "./takeOver.ts";
 import { createVolume, readVolume, writeVolume } from "./volumes.ts";
 import { inTurn } from "./turns.ts";
 import { readRootDelta } from "./rootDelta.ts";
@@ -65,6 +67,7 @@ export function createLxdDriver(options: LxdDriverOptions): Driver {
       },
       makeFromDelta: (guest, delta, progress) => makeFromDelta(rest, guest, { root, delta, progress }),
     },
+    foreign: foreignContainers(rest),
     createVolume: (hostPath) => createVolume(hostPath),
     readVolume: (hostPath) => readVolume(hostPath),
     writeVolume: (...[hostPath, , tar, progress]) => writeVolume(hostPath, tar, progress),
@@ -86,14 +89,7 @@ function life({ root, rest }: LxdDriverOptions): Pick<Driver, "observe" | "ensur
     },
     ensure: (guest, progress) => ensureInstance(rest, guest, { root, progress }),
     start: (guest, progress) => start(rest, guest, progress),
-    async stop(guest, progress) {
-      await settle(rest, guest.name, progress);
-      const state = stateOf(await mustHave(rest, guest, progress.signal));
-      if (state === "stopped") return;
-      await readConsole(rest, guest, false);
-      if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });
-      await change(rest, guest, { action: "stop", progress });
-    },
+    stop: (guest, progress) => stopInstance(rest, guest, progress),
     async suspend(guest, progress) {
       const state = stateOf(await mustHave(rest, guest, progress.signal));
       if (state === "stopped") {

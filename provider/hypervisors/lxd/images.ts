@@ -41,7 +41,8 @@ const imageSchema = z.object({ fingerprint: z.string(), filename: z.string() });
 export async function ensureImage(rest: Rest, makings: Makings, progress: Progress): Promise<string> {
   const { base, delta, directory } = makings;
   const key = imageKey(base.digest, delta?.digest);
-  const known = (await images(rest, progress.signal)).find((image) => image.filename === nameOf(key));
+  // LXD calls an image by the digest of its bytes, so whoever brought it, it is the same
+  const known = (await images(rest, progress.signal)).find(({ filename, fingerprint }) => filename === nameOf(key) || fingerprint === key);
   if (known !== undefined) return known.fingerprint;
   progress.status(`importing base ${base.digest.slice(0, 12)}${delta === undefined ? "" : " with its overlay"} into LXD`);
   return await withPlain(base, { directory, progress }, async (plain) => {

@@ -72,7 +72,10 @@ async function findFree(rest: Rest, guest: Guest, progress: Progress): Promise<L
   const present = await findInstance(rest, guest.name, progress.signal);
   if (present === undefined || isOurs(present, guest.spec)) return present;
   throw new CloudletError("CONFLICT", `${rest.label} has a container ${guest.name} that is not ${guest.spec.id}`, {
-    fix: "remove or rename that container, or choose another name",
+    fix:
+      present.config[keys.id] === undefined
+        ? `import it (\`pulumi import cloudlet:index:Cloudlet NAME ${guest.spec.id}@NODE/lxd\`), rename or remove it, or choose another name`
+        : "remove or rename that container, or choose another name",
   });
 }
 
@@ -128,12 +131,31 @@ export async function change(
   if (action === "start")
     await put({ action: "start", timeout: 30, force: false }, deadlines.start).catch((error: unknown) => withConsole(rest, guest, error));
   else if (action === "freeze" || action === "unfreeze") await put({ action, timeout: 10, force: false }, deadlines.freeze);
-  else {
-    const gentle = action === "stop" && (await ended(put({ action: "stop", timeout: stopSeconds, force: false }, deadlines.stop)));
-    if (!gentle) await ended(put({ action: "stop", timeout: 30, force: true }, deadlines.stop));
-    if (stateOf(await mustHave(rest, guest, progress.signal)) !== "stopped")
-      throw new CloudletError("FAILED", `${rest.label}: ${guest.name} does not stop`, { fix: "look at `lxc info` on the node" });
-  }
+  else await endInstance(rest, guest.name, { gentle: action === "stop", progress });
+}
+
+/** A container by its name, whoever made it. */
+export async function endInstance(rest: Rest, name: string, { gentle, progress }: { gentle: boolean; progress: Progress }): Promise<void> {
+  const put = (timeout: number, force: boolean) =>
+    perform(
+      rest,
+      { method: "PUT", path: `/1.0/instances/${name}/state`, body: { action: "stop", timeout, force }, what: `stop ${name}` },
+      waitOf(progress, deadlines.stop),
+    );
+  if (!(gentle && (await ended(put(stopSeconds, false))))) await ended(put(30, true));
+  const left = await findInstance(rest, name, progress.signal);
+  if (left === undefined) throw new CloudletError("NOT_FOUND", `${rest.label} has no longer a container ${name}`);
+  if (stateOf(left) !== "stopped")
+    throw new CloudletError("FAILED", `${rest.label}: ${name} does not stop`, { fix: "look at `lxc info` on the node" });
+}
+
+export async function stopInstance(rest: Rest, guest: Guest, progress: Progress): Promise<void> {
+  await settle(rest, guest.name, progress);
+  const state = stateOf(await mustHave(rest, guest, progress.signal));
+  if (state === "stopped") return;
+  await readConsole(rest, guest, false);
+  if (state === "suspended") await change(rest, guest, { action: "unfreeze", progress });
+  await change(rest, guest, { action: "stop", progress });
 }
 
 export async function removeInstance(rest: Rest, guest: Guest, progress: Progress): Promise<void> {

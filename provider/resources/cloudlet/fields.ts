@@ -1,6 +1,6 @@
 import { z } from "zod";
 import { defaultBudget, moveReportSchema } from "../../agent/handoffProtocol.ts";
-import { digestSchema, kindSchema, machineSchema, preseedStatusSchema, provisionSchema } from "../../agent/protocol.ts";
+import { digestSchema, foreignSchema, kindSchema, machineSchema, preseedStatusSchema, provisionSchema } from "../../agent/protocol.ts";
 import {
   absolutePath,
   environmentField,
@@ -178,6 +178,9 @@ export const outputs = z.strictObject({
   status: z.string().describe("`running`, `stopped`, `suspended`, or what is wrong."),
   imageDigest: digestSchema.describe("SHA-256 of the base it was made from."),
   accelerator: z.enum(["kvm", "tcg", "none"]).describe("How it executes: kvm = hardware, tcg = software emulation, none = container."),
+  foreign: foreignSchema
+    .optional()
+    .describe("The container made without this provider that it was imported from, until the first update takes that over."),
   provision: provisionSchema
     .optional()
     .describe("How its last start from an overlay went: which rung of the start ladder and why, how long, how many bytes."),

@@ -7,6 +7,7 @@ import { adoptedPlace, mustBelong, parseAdopted, parseHypervisor, removeOrForget
 import { follow } from "../supply.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
+import { explainTakeOver, findForeign, isHere, stillForeign, takeOver } from "./foreign.ts";
 import { explainMove, move } from "./move.ts";
 import { explainPreseed, observePreseeds, preseed, releasePreseeds } from "./preseed.ts";
 import { idOf, toDeclared, toSpec } from "./spec.ts";
@@ -24,19 +25,21 @@ export const cloudlet = defineResource({
   complete,
   constraints,
   explain,
-  explainChange: explainMove,
+  explainChange,
 
   predict,
   adopt,
 
   async observe(known, context) {
     const agent = await context.agent(known.connection);
-    const found = await agent.instance(idOf(known));
+    const recorded = await agent.instance(idOf(known));
+    const found = isHere(recorded) ? recorded : ((await stillForeign(known, agent)) ?? recorded);
     if (found === undefined || found.spec.owner !== known.owner) return undefined;
     return { ...toState(known, found), ...(await observePreseeds(known, context)) };
   },
 
   async apply(want, old, context) {
+    if (old?.foreign !== undefined) await takeOver(old, context);
     const finish = old !== undefined && old.hypervisor !== want.hypervisor ? await move(want, old, context) : undefined;
     const agent = await context.agent(want.connection);
     await supply(want, context);
@@ -56,7 +59,7 @@ export const cloudlet = defineResource({
   async remove(have, context) {
     await removeOrForget({ what: `cloudlet "${idOf(have)}"`, onUnreachable: have.onUnreachable, context }, async () => {
       const agent = await context.agent(have.connection);
-      await agent.run("instance.remove", { id: idOf(have), owner: have.owner }, { signal: context.signal });
+      await agent.run("instance.remove", { id: idOf(have), owner: have.owner, foreign: have.foreign }, { signal: context.signal });
     });
     await releasePreseeds(have, context);
   },
@@ -64,6 +67,11 @@ export const cloudlet = defineResource({
 
 function explain(want: Partial<Inputs>, old: Partial<Inputs> | undefined): string | undefined {
   const said = [explainStart(want, old), explainPreseed(want, old)].flatMap((text) => text ?? []);
+  return said.length === 0 ? undefined : said.join("; ");
+}
+
+function explainChange(want: Partial<Inputs>, old: Partial<State>): string | undefined {
+  const said = [explainTakeOver(old), explainMove(want, old)].flatMap((text) => text ?? []);
   return said.length === 0 ? undefined : said.join("; ");
 }
 
@@ -97,8 +105,8 @@ function predict(want: Partial<Inputs>, old: Partial<State> | undefined): Partia
     ...(place?.kind === "lxd" && { accelerator: "none" }),
     ...(nodeAddress !== undefined && ports && { endpoint: endpointOf(nodeAddress, ports) }),
     ...(base?.digest !== undefined && { imageDigest: base.digest }),
-    // a guest keeps its address where it stays
-    ...(old?.address !== undefined && old.hypervisor === hypervisor && { address: old.address }),
+    // a guest keeps its address where it stays, but for one that comes from another network
+    ...(old?.address !== undefined && old.foreign === undefined && old.hypervisor === hypervisor && { address: old.address }),
   };
 }
 
@@ -108,7 +116,8 @@ async function adopt({ id, owner }: Adopted, context: Context): Promise<State | 
   const [cluster, name] = identity.split("/");
   const reach = adoptedPlace(place);
   const agent = await context.agent(reach.connection);
-  const found = await agent.instance(identity);
+  const recorded = await agent.instance(identity);
+  const found = isHere(recorded) ? recorded : ((await findForeign({ id: identity, owner, ...reach }, agent)) ?? recorded);
   if (found === undefined) return undefined;
   mustBelong(`cloudlet "${identity}"`, { owners: [found.spec.owner], owner });
   const { base, ...declared } = toDeclared(found.spec);
@@ -154,6 +163,7 @@ function toState(known: Inputs, found: InstanceStatus): State {
     imageDigest: found.imageDigest,
     accelerator: found.accelerator,
     preseeded: [],
+    ...(found.foreign && { foreign: found.foreign }),
     ...(found.provision && { provision: found.provision }),
     ...(found.lastMove && { lastMove: found.lastMove }),
   };

@@ -36,6 +36,8 @@ type Cloudlet struct {
 	Environment pulumi.StringMapOutput `pulumi:"environment"`
 	// Files written before the application starts.
 	Files FileArrayOutput `pulumi:"files"`
+	// The container made without this provider that it was imported from, until the first update takes that over.
+	Foreign CloudletForeignPtrOutput `pulumi:"foreign"`
 	// How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.
 	Handoff CloudletHandoffOutput `pulumi:"handoff"`
 	// What becomes of a cloudlet that was started before its overlay had arrived, and whose source falls silent.
@@ -369,6 +371,11 @@ func (o CloudletOutput) Environment() pulumi.StringMapOutput {
 // Files written before the application starts.
 func (o CloudletOutput) Files() FileArrayOutput {
 	return o.ApplyT(func(v *Cloudlet) FileArrayOutput { return v.Files }).(FileArrayOutput)
+}
+
+// The container made without this provider that it was imported from, until the first update takes that over.
+func (o CloudletOutput) Foreign() CloudletForeignPtrOutput {
+	return o.ApplyT(func(v *Cloudlet) CloudletForeignPtrOutput { return v.Foreign }).(CloudletForeignPtrOutput)
 }
 
 // How it moves. What a move of the running cloudlet may cost is for kvm; others are stopped to be moved.

@@ -1482,6 +1482,81 @@ func (o CloudletCapacityPtrOutput) MemoryMib() pulumi.IntPtrOutput {
 	}).(pulumi.IntPtrOutput)
 }
 
+type CloudletForeign struct {
+	// What its hypervisor calls it.
+	Name string `pulumi:"name"`
+	// What tells it from a later one of that name.
+	Uuid string `pulumi:"uuid"`
+}
+
+type CloudletForeignOutput struct{ *pulumi.OutputState }
+
+func (CloudletForeignOutput) ElementType() reflect.Type {
+	return reflect.TypeOf((*CloudletForeign)(nil)).Elem()
+}
+
+func (o CloudletForeignOutput) ToCloudletForeignOutput() CloudletForeignOutput {
+	return o
+}
+
+func (o CloudletForeignOutput) ToCloudletForeignOutputWithContext(ctx context.Context) CloudletForeignOutput {
+	return o
+}
+
+// What its hypervisor calls it.
+func (o CloudletForeignOutput) Name() pulumi.StringOutput {
+	return o.ApplyT(func(v CloudletForeign) string { return v.Name }).(pulumi.StringOutput)
+}
+
+// What tells it from a later one of that name.
+func (o CloudletForeignOutput) Uuid() pulumi.StringOutput {
+	return o.ApplyT(func(v CloudletForeign) string { return v.Uuid }).(pulumi.StringOutput)
+}
+
+type CloudletForeignPtrOutput struct{ *pulumi.OutputState }
+
+func (CloudletForeignPtrOutput) ElementType() reflect.Type {
+	return reflect.TypeOf((**CloudletForeign)(nil)).Elem()
+}
+
+func (o CloudletForeignPtrOutput) ToCloudletForeignPtrOutput() CloudletForeignPtrOutput {
+	return o
+}
+
+func (o CloudletForeignPtrOutput) ToCloudletForeignPtrOutputWithContext(ctx context.Context) CloudletForeignPtrOutput {
+	return o
+}
+
+func (o CloudletForeignPtrOutput) Elem() CloudletForeignOutput {
+	return o.ApplyT(func(v *CloudletForeign) CloudletForeign {
+		if v != nil {
+			return *v
+		}
+		var ret CloudletForeign
+		return ret
+	}).(CloudletForeignOutput)
+}
+
+// What its hypervisor calls it.
+func (o CloudletForeignPtrOutput) Name() pulumi.StringPtrOutput {
+	return o.ApplyT(func(v *CloudletForeign) *string {
+		if v == nil {
+			return nil
+		}
+		return &v.Name
+	}).(pulumi.StringPtrOutput)
+}
+
+// What tells it from a later one of that name.
+func (o CloudletForeignPtrOutput) Uuid() pulumi.StringPtrOutput {
+	return o.ApplyT(func(v *CloudletForeign) *string {
+		if v == nil {
+			return nil
+		}
+		return &v.Uuid
+	}).(pulumi.StringPtrOutput)
+}
+
 type CloudletHandoff struct {
 	// How long the application may stand still when it moves while it runs.
 	MaxDowntimeMillis *int `pulumi:"maxDowntimeMillis"`
@@ -7146,6 +7221,8 @@ func init() {
 	pulumi.RegisterOutputType(CloudletBuildPtrOutput{})
 	pulumi.RegisterOutputType(CloudletCapacityOutput{})
 	pulumi.RegisterOutputType(CloudletCapacityPtrOutput{})
+	pulumi.RegisterOutputType(CloudletForeignOutput{})
+	pulumi.RegisterOutputType(CloudletForeignPtrOutput{})
 	pulumi.RegisterOutputType(CloudletHandoffOutput{})
 	pulumi.RegisterOutputType(CloudletHandoffPtrOutput{})
 	pulumi.RegisterOutputType(CloudletHydrateOutput{})

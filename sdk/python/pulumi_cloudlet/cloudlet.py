@@ -667,6 +667,7 @@ class Cloudlet(pulumi.CustomResource):
             __props__.__dict__["accelerator"] = None
             __props__.__dict__["address"] = None
             __props__.__dict__["endpoint"] = None
+            __props__.__dict__["foreign"] = None
             __props__.__dict__["image_digest"] = None
             __props__.__dict__["last_move"] = None
             __props__.__dict__["node"] = None
@@ -707,6 +708,7 @@ class Cloudlet(pulumi.CustomResource):
         __props__.__dict__["endpoint"] = None
         __props__.__dict__["environment"] = None
         __props__.__dict__["files"] = None
+        __props__.__dict__["foreign"] = None
         __props__.__dict__["handoff"] = None
         __props__.__dict__["hydrate"] = None
         __props__.__dict__["hypervisor"] = None
@@ -812,6 +814,14 @@ class Cloudlet(pulumi.CustomResource):
         Files written before the application starts.
         """
         return pulumi.get(self, "files")
+
+    @_builtins.property
+    @pulumi.getter
+    def foreign(self) -> pulumi.Output[Optional['outputs.CloudletForeign']]:
+        """
+        The container made without this provider that it was imported from, until the first update takes that over.
+        """
+        return pulumi.get(self, "foreign")
 
     @_builtins.property
     @pulumi.getter

@@ -23,6 +23,7 @@ __all__ = [
     'BaseSource',
     'BaseSourceBuild',
     'CloudletBuild',
+    'CloudletForeign',
     'CloudletHandoff',
     'CloudletHydrate',
     'CloudletOverlay',
@@ -478,6 +479,35 @@ class CloudletBuild(dict):
         SHA-256 of the directory's deterministic tar. Default: computed; set it to pin the content.
         """
         return pulumi.get(self, "digest")
+
+
+@pulumi.output_type
+class CloudletForeign(dict):
+    def __init__(__self__, *,
+                 name: _builtins.str,
+                 uuid: _builtins.str):
+        """
+        :param _builtins.str name: What its hypervisor calls it.
+        :param _builtins.str uuid: What tells it from a later one of that name.
+        """
+        pulumi.set(__self__, "name", name)
+        pulumi.set(__self__, "uuid", uuid)
+
+    @_builtins.property
+    @pulumi.getter
+    def name(self) -> _builtins.str:
+        """
+        What its hypervisor calls it.
+        """
+        return pulumi.get(self, "name")
+
+    @_builtins.property
+    @pulumi.getter
+    def uuid(self) -> _builtins.str:
+        """
+        What tells it from a later one of that name.
+        """
+        return pulumi.get(self, "uuid")
 
 
 @pulumi.output_type
