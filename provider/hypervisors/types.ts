@@ -139,8 +139,8 @@ export interface CommonImages {
 export interface FormerCopy {
   /** A file of this node's: what stays here of the guest when it has gone. */
   path: string;
-  /** What the target has, in the driver's own words. */
-  onTarget: Buffer;
+  /** What the target has, in the driver's own words, once it has looked. */
+  onTarget: Promise<Buffer>;
 }
 
 /** What a hypervisor does that moves guests while they run (kvm). */

@@ -48,8 +48,8 @@ if (values.help) {
 const links = values.links.split(",").map(Number);
 const delays = values.delays.split(",").map(Number);
 const chosen = names.filter((name) => values.ways.split(",").includes(name));
-/** Between a handoff and the return, and between a copy and the handoff. */
-const stayMillis = 10_000;
+/** Before each move: Linux gives back what it has freed a part every two seconds. */
+const settleMillis = 10_000;
 const mostMillis = 3_600_000;
 const answerMillis = 300_000;
 const pageBytes = 4096;
@@ -64,6 +64,7 @@ async function measure(
   act: () => Promise<Measured["report"]>,
 ): Promise<Measured> {
   const { lab } = bench;
+  await sleep(settleMillis);
   const straight = link.delayMillis === 0 ? undefined : await lab.delay("gw2", link.delayMillis / 2);
   await lab.shape("gw2", link.mbit === 0 ? {} : { mbit: link.mbit });
   try {
@@ -124,13 +125,11 @@ async function* handoffs(gateways: TwoGateways, memory: OverlayStatus, place: Li
       const outcome = await orFailed(handoff(gateways, place, ["gw1", "gw2"]));
       yield { way: "handoff", ...cell, outcome };
       if (!chosen.includes("return") || !usual || "failed" in outcome) return;
-      await sleep(stayMillis);
       yield { way: "return", ...cell, outcome: await orFailed(handoff(gateways, place, ["gw2", "gw1"])) };
     });
   if (usual && chosen.includes("preseeded"))
     yield* withGuest(gateways, memory, async function* () {
       await sendCopy(gateways);
-      await sleep(stayMillis);
       yield { way: "preseeded", ...cell, outcome: await orFailed(handoff(gateways, place, ["gw1", "gw2"])) };
     });
 }

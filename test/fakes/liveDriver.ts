@@ -1,5 +1,5 @@
 import { writeFile } from "node:fs/promises";
-import type { Guest, Live, LiveArrival, LiveDeparture, LiveRound } from "../../provider/hypervisors/types.ts";
+import type { FormerCopy, Guest, Live, LiveArrival, LiveDeparture, LiveRound } from "../../provider/hypervisors/types.ts";
 import type { FakeDriver } from "./driver.ts";
 
 /** Moves the fake hypervisor's running guests: a record is all that a guest contains, and a paused guest is a stopped one that keeps it. */
@@ -29,7 +29,8 @@ export class FakeLive implements Live {
     await writeFile(path, this.#driver.guests.get(guest.name)?.contents ?? "");
   }
 
-  depart(guest: Guest): Promise<LiveDeparture> {
+  async depart(guest: Guest, { former }: { former: FormerCopy }): Promise<LiveDeparture> {
+    await former.onTarget;
     const contents = (): Buffer => Buffer.from(this.#driver.guests.get(guest.name)?.contents ?? "");
     const round = (before: () => void): LiveRound => ({
       records: (async function* () {
@@ -39,7 +40,7 @@ export class FakeLive implements Live {
       })(),
       stats: () => ({ pages: 1, blocks: 0, rawBytes: contents().length, knownBytes: 0 }),
     });
-    return Promise.resolve({
+    return {
       round: () => round(() => undefined),
       remaining: () => Promise.resolve({ memoryBytes: 1, diskBytes: 0 }),
       last: (_signal, onPaused) =>
@@ -49,7 +50,7 @@ export class FakeLive implements Live {
         }),
       throttle: () => Promise.resolve(),
       close: () => Promise.resolve(),
-    });
+    };
   }
 
   async stay(guest: Guest): Promise<void> {

@@ -49,42 +49,45 @@ export interface NotLive {
 export async function moveLive(services: Services, opened: Opened, way: Way): Promise<LiveResult | NotLive> {
   const { live } = opened.driver;
   if (live === undefined) return { notLive: `hypervisors of kind ${opened.driver.kind} cannot` };
-  const begun = await announce(services, { opened, live }, way);
-  if ("notLive" in begun) return begun;
-  const move = new LiveMove(services, { opened, live, targetHas: begun.has }, way);
+  const shape = await live.shape(opened.guest);
+  if ("impossible" in shape) return { notLive: shape.impossible };
+  // while the target makes ready, this side looks at what both have
+  const targetHas = announce(services, { opened, shape: shape.shape }, way);
+  targetHas.catch(() => undefined);
+  const move = new LiveMove(services, { opened, live, targetHas }, way);
   try {
     return await move.run();
   } catch (error) {
+    const refused = await targetHas.then(
+      () => undefined,
+      (failure: unknown) => failure,
+    );
     await move.giveUp();
-    throw error;
+    // an older agent knows nothing of it, and a node that cannot run the guest on can still boot it
+    if (["UNSUPPORTED", "NOT_FOUND"].includes(codeOf(refused)))
+      return { notLive: refused instanceof Error ? refused.message : String(refused) };
+    throw refused ?? error;
   }
 }
 
+/** Returns what the target has of it. */
 async function announce(
   services: Services,
-  { opened, live }: { opened: Opened; live: Live },
+  { opened, shape }: { opened: Opened; shape: string },
   { channel, context }: Way,
-): Promise<NotLive | { has: Buffer }> {
-  const shape = await live.shape(opened.guest);
-  if ("impossible" in shape) return { notLive: shape.impossible };
+): Promise<Buffer> {
   const volumes: number[] = [];
   for (const { id } of opened.guest.volumes) volumes.push((await services.volumes.read(id))?.spec.sizeMib ?? 0);
-  try {
-    const body = { shape: shape.shape, volumes };
-    const { has } = await channel.patiently(begunSchema, { method: "POST", path: "/v1/live", body, signal: context.signal });
-    return { has: Buffer.from(has, "base64") };
-  } catch (error) {
-    // an older agent knows nothing of it, and a node that cannot run the guest on can still boot it
-    if (!["UNSUPPORTED", "NOT_FOUND"].includes(codeOf(error))) throw error;
-    return { notLive: error instanceof Error ? error.message : String(error) };
-  }
+  const body = { shape, volumes };
+  const { has } = await channel.patiently(begunSchema, { method: "POST", path: "/v1/live", body, signal: context.signal });
+  return Buffer.from(has, "base64");
 }
 
 interface Parts {
   opened: Opened;
   live: Live;
   /** In the driver's own words. */
-  targetHas: Buffer;
+  targetHas: Promise<Buffer>;
 }
 
 class LiveMove {

@@ -68,7 +68,7 @@ describe("a guest of QEMU that is moved while it runs", () => {
   };
   const begin = async (guest: Guest, twin: Guest): Promise<{ departure: LiveDeparture; arrival: LiveArrival }> => {
     const arrival = await live.receive(twin, { shape: await shapeOf(guest), images: images(guest), former: formerOf(twin) }, progress);
-    const former = { path: formerOf(guest), onTarget: arrival.has };
+    const former = { path: formerOf(guest), onTarget: Promise.resolve(arrival.has) };
     return { departure: await live.depart(guest, { images: images(guest), former }, progress), arrival };
   };
 
@@ -137,7 +137,7 @@ describe("a guest of QEMU that is moved while it runs", () => {
     await shell(twin, "dd if=/dev/urandom of=/root/new bs=4096 count=100 2>/dev/null; sync");
 
     const arrival = await live.receive(guest, { shape: await shapeOf(twin), images: images(guest), former: formerOf(guest) }, progress);
-    const former = { path: formerOf(twin), onTarget: arrival.has };
+    const former = { path: formerOf(twin), onTarget: Promise.resolve(arrival.has) };
     const back = { departure: await live.depart(twin, { images: images(twin), former }, progress), arrival };
     const again = await pass(back.departure.round(progress.signal), arrival);
     console.log("away", first, "back", again);

@@ -98,7 +98,11 @@ describe("guests resumed from an overlay", () => {
     if (live === undefined || found === undefined || "impossible" in found) throw new Error(JSON.stringify(found));
     const images = { disk: origin.disk.file, memory: origin.memory.file };
     const arrival = await live.receive(twin, { shape: found.shape, images, former: join(bench.root, "twin.former") }, progress);
-    const departure = await live.depart(guest, { images, former: { path: join(bench.root, "former"), onTarget: arrival.has } }, progress);
+    const departure = await live.depart(
+      guest,
+      { images, former: { path: join(bench.root, "former"), onTarget: Promise.resolve(arrival.has) } },
+      progress,
+    );
     const round = departure.round(progress.signal);
     await arrival.take(round.records);
     await departure.remaining(progress.signal);

@@ -24,6 +24,8 @@ const loadMillis = 120_000;
 const mostUnits = 256;
 /** Given to QEMU at once. */
 const sectionBytes = 1024 * 1024;
+/** Under way to the disks at once. */
+const writingBytes = 4 * 1024 * 1024;
 
 interface ArrivalParts {
   guest: Guest;
@@ -44,6 +46,11 @@ export class Arrival {
   readonly #reader = new RecordReader();
   #writer: RamWriter | undefined;
   #rounds = 0;
+  /** What was given to QEMU last. */
+  #passing: Promise<void> = Promise.resolve();
+  /** What the disks have been told to write, and its bytes. */
+  #writing: Promise<void>[] = [];
+  #writingBytes = 0;
 
   private constructor(parts: ArrivalParts) {
     this.#parts = parts;
@@ -98,8 +105,10 @@ export class Arrival {
         ended = await this.#apply(record);
       }
       await this.#flushPages();
+      await this.#written();
       await this.#parts.kept.flush();
     }
+    await this.#passing;
     if (!ended || !this.#reader.isEmpty) throw this.#damaged("was cut off");
   }
 
@@ -147,14 +156,14 @@ export class Arrival {
       case "R":
         return this.#referred(record);
       case "D":
-        await this.#disk(record.disk).write(record.unit * pageBytes, record.bytes);
+        await this.#write(record, record.bytes);
         this.#parts.kept.add(record.bytes);
         return false;
       case "H":
-        await this.#disk(record.disk).zeros(record.unit * pageBytes, record.count * pageBytes);
+        this.#begun(this.#disk(record.disk).zeros(record.unit * pageBytes, record.count * pageBytes));
         return false;
       case "C":
-        for (const { data, at } of this.#fromImage(record)) await this.#disk(record.disk).write((record.unit + at) * pageBytes, data);
+        for (const { data, at } of this.#fromImage(record)) await this.#write({ disk: record.disk, unit: record.unit + at }, data);
         return false;
       case "E":
         if (record.round !== this.#rounds++) throw this.#damaged(`ends as round ${String(record.round)}`);
@@ -177,20 +186,41 @@ export class Arrival {
     }
   }
 
+  /** Within a round no unit of a disk comes twice, so writes need not wait for each other. */
+  async #write({ disk, unit }: { disk: number; unit: number }, data: Buffer): Promise<void> {
+    this.#begun(this.#disk(disk).write(unit * pageBytes, data));
+    this.#writingBytes += data.length;
+    if (this.#writingBytes >= writingBytes) await this.#written();
+  }
+
+  #begun(writing: Promise<void>): void {
+    // it may fail before anybody waits for it
+    writing.catch(() => undefined);
+    this.#writing.push(writing);
+  }
+
+  async #written(): Promise<void> {
+    const writing = this.#writing;
+    [this.#writing, this.#writingBytes] = [[], 0];
+    await Promise.all(writing);
+  }
+
   async #flushPages(): Promise<void> {
     const section = this.#writer?.take();
     if (section !== undefined) await this.#pass(section);
   }
 
-  /** To QEMU, and no faster than it takes it. */
+  /** To QEMU, and no faster than it takes it: the next bytes are made ready meanwhile. */
   async #pass(bytes: Buffer): Promise<void> {
+    await this.#passing;
     const { socket, guest } = this.#parts;
-    await new Promise<void>((resolve, reject) => {
+    this.#passing = new Promise<void>((resolve, reject) => {
       socket.write(bytes, (error) => {
         if (error == null) resolve();
         else reject(new CloudletError("FAILED", `QEMU of guest ${guest.name} has ended while it took in what arrives`, { cause: error }));
       });
     });
+    this.#passing.catch(() => undefined);
   }
 
   get #ram(): RamWriter {

@@ -1,16 +1,20 @@
 import type { Qmp } from "../qmp.ts";
-import { NbdClient } from "./nbdClient.ts";
+import { NbdClient, type Extent } from "./nbdClient.ts";
 import { bitmapsOf, nextBitmaps, offerDisk, removeBitmap, withdrawDisk } from "./qmpLive.ts";
 import { pageBytes } from "./ramStream.ts";
 
 const prefix = "live-";
 const readBytes = 1024 * 1024;
 const dirtyFlag = 1;
-/** What a disk has of its own. For a disk over an image: what is allocated in the guest's layer; else whatever is neither hole nor zeros. */
+const zeroFlag = 2;
+const allocation = "base:allocation";
+/** What a disk has of its own. For a disk over an image: what is allocated in the guest's layer; else whatever is not zeros. */
 const firstContexts = {
   layered: { context: "qemu:allocation-depth", wanted: (flags: number) => (flags & 3) === 1 },
-  whole: { context: "base:allocation", wanted: (flags: number) => flags === 0 },
+  whole: { context: allocation, wanted: (flags: number) => (flags & zeroFlag) === 0 },
 };
+
+export type Piece = Pick<Extent, "offset" | "length">;
 
 /** Units of a disk that have changed: their bytes, or how many of them are zeros. */
 export interface Changed {
@@ -70,15 +74,19 @@ export class DiskRounds {
         bitmap === undefined
           ? firstContexts[disk === 0 ? "layered" : "whole"]
           : { context: `qemu:dirty-bitmap:${bitmap}`, wanted: (flags: number) => (flags & dirtyFlag) !== 0 };
-      const client = await NbdClient.connect(this.#socket, name, context);
+      const client = await NbdClient.connect(this.#socket, name, [...new Set([context, allocation])]);
       try {
-        for (const { offset, length, flags } of await client.extents()) {
-          if (!wanted(flags)) continue;
-          for (let at = offset; at < offset + length; at += readBytes) {
-            signal.throwIfAborted();
-            const data = await client.read(at, Math.min(readBytes, offset + length - at));
+        const mine = (await client.extents(context)).filter(({ flags }) => wanted(flags));
+        const zeros = (await client.extents(allocation)).filter(({ flags }) => (flags & zeroFlag) !== 0);
+        const { there, zero } = splitBy(mine, zeros);
+        // gigabytes perhaps, which the guest has given back
+        for (const { offset, length } of zero) yield { disk, unit: offset / pageBytes, data: length / pageBytes };
+        for (const pieces of together(there)) {
+          signal.throwIfAborted();
+          const read = await Promise.all(pieces.map(async (piece) => ({ ...piece, data: await client.read(piece.offset, piece.length) })));
+          for (const { offset, data } of read) {
             for (const { from, to, zero } of runsOf(data))
-              yield { disk, unit: (at + from) / pageBytes, data: zero ? (to - from) / pageBytes : data.subarray(from, to) };
+              yield { disk, unit: (offset + from) / pageBytes, data: zero ? (to - from) / pageBytes : data.subarray(from, to) };
           }
         }
       } finally {
@@ -92,6 +100,48 @@ export class DiskRounds {
 
 function bitmapOf(round: number): string {
   return `${prefix}${String(round)}`;
+}
+
+/** What of `mine` lies in `zeros`, in whole units, and what does not; both are in order. */
+export function splitBy(mine: readonly Piece[], zeros: readonly Piece[]): { there: Piece[]; zero: Piece[] } {
+  const [there, zero]: [Piece[], Piece[]] = [[], []];
+  const add = (to: Piece[], from: number, end: number): void => void (from < end && to.push({ offset: from, length: end - from }));
+  let next = 0;
+  for (const { offset, length } of mine) {
+    let at = offset;
+    const end = offset + length;
+    for (let look = next; look < zeros.length; look++) {
+      const { offset: start, length: zeroBytes } = zeros[look] ?? { offset: end, length: 0 };
+      if (start >= end) break;
+      if (start + zeroBytes <= offset) next = look + 1;
+      const from = Math.ceil(Math.max(at, start) / pageBytes) * pageBytes;
+      const to = Math.floor(Math.min(end, start + zeroBytes) / pageBytes) * pageBytes;
+      if (from >= to) continue;
+      add(there, at, from);
+      add(zero, from, to);
+      at = to;
+    }
+    add(there, at, end);
+  }
+  return { there, zero };
+}
+
+/** As much as is read at once, in pieces. */
+function* together(extents: Iterable<Piece>): Generator<Piece[]> {
+  let pieces: Piece[] = [];
+  let bytes = 0;
+  for (const extent of extents) {
+    for (let at = 0; at < extent.length;) {
+      const length = Math.min(readBytes - bytes, extent.length - at);
+      pieces.push({ offset: extent.offset + at, length });
+      at += length;
+      bytes += length;
+      if (bytes < readBytes) continue;
+      yield pieces;
+      [pieces, bytes] = [[], 0];
+    }
+  }
+  if (pieces.length > 0) yield pieces;
 }
 
 const zeros = Buffer.alloc(pageBytes);

@@ -39,11 +39,11 @@ export class Images {
   }
 
   /** Such that contents are found, also what the target has besides. */
-  static async indexed(paths: readonly string[], onTarget: Buffer, signal: AbortSignal): Promise<Images> {
+  static async indexed(paths: readonly string[], onTarget: Promise<Buffer>, signal: AbortSignal): Promise<Images> {
     const images = await Images.open(paths);
     try {
       await images.#index(paths, signal);
-      images.addFormer(onTarget);
+      images.addFormer(await onTarget);
       return images;
     } catch (error) {
       await images.close();

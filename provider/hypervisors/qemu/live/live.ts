@@ -115,7 +115,7 @@ async function copy(
   { images, path }: { images: CommonImages; path: string },
   context: { around: Surroundings; progress: Progress },
 ): Promise<void> {
-  const known = { images, former: { path, onTarget: Buffer.alloc(0) } };
+  const known = { images, former: { path, onTarget: Promise.resolve(Buffer.alloc(0)) } };
   const { departure, views } = await openDeparture(guest, known, context);
   try {
     for await (const _ of departure.round(context.progress.signal).records);

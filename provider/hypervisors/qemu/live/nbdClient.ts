@@ -23,15 +23,33 @@ const longestRequest = 1024 * 1024;
 /** Of requests that a far disk may hold up. */
 const answerMillis = 60_000;
 
+interface Request {
+  command: number;
+  offset: number;
+  length: number;
+  payload?: Buffer;
+}
+
+interface Pending {
+  what: string;
+  use(type: number, data: Buffer): void;
+  resolve(): void;
+  reject(error: unknown): void;
+}
+
 /**
  * The part of the NBD protocol that is needed to read and write an export of QEMU's at a unix socket, and to ask what of it
- * is allocated or dirty. One request at a time. https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
+ * is allocated or dirty. Requests do not wait for each other: a busy QEMU takes milliseconds for each.
+ * https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
  */
 export class NbdClient {
   readonly #socket: Socket;
   readonly #reader: ByteReader;
   readonly #label: string;
-  #turn: Promise<unknown> = Promise.resolve();
+  /** Numbers of the meta contexts, by name. */
+  readonly #contexts = new Map<string, number>();
+  readonly #pending = new Map<bigint, Pending>();
+  #requests = 0n;
   bytes = 0;
 
   private constructor(socket: Socket, label: string) {
@@ -40,13 +58,14 @@ export class NbdClient {
     this.#reader = new ByteReader(socket);
   }
 
-  /** `context` names the meta context that `extents` asks about. */
-  static async connect(path: string, name: string, context?: string): Promise<NbdClient> {
+  /** `contexts` are the meta contexts that `extents` may be asked about. */
+  static async connect(path: string, name: string, contexts: readonly string[] = []): Promise<NbdClient> {
     const socket = createConnection(path);
     socket.on("error", () => undefined);
     const client = new NbdClient(socket, `the disk ${name} at ${path}`);
     try {
-      await client.#inTime(client.#shakeHands(name, context), "greet");
+      await client.#inTime(client.#shakeHands(name, contexts), "greet");
+      void client.#listen();
       return client;
     } catch (error) {
       socket.destroy();
@@ -54,43 +73,40 @@ export class NbdClient {
     }
   }
 
-  read(offset: number, length: number): Promise<Buffer> {
-    return this.#inTurn("read", () => this.#read(offset, length));
+  /** At most a MiB. */
+  async read(offset: number, length: number): Promise<Buffer> {
+    const whole = Buffer.alloc(length);
+    await this.#ask("read", { command: commands.read, offset, length }, (type, data) => {
+      if (type === chunks.data) data.copy(whole, Number(data.readBigUInt64BE(0)) - offset, 8);
+    });
+    return whole;
   }
 
-  write(offset: number, data: Buffer): Promise<void> {
-    return this.#inTurn("write", async () => {
-      for (let done = 0; done < data.length; done += longestRequest) {
-        const part = data.subarray(done, done + longestRequest);
-        this.#request(commands.write, offset + done, part.length);
-        this.#socket.write(part);
-        await this.#replies("write", () => undefined);
-      }
-    });
+  /** The bytes must stay as they are until it is done. */
+  async write(offset: number, data: Buffer): Promise<void> {
+    for (let done = 0; done < data.length; done += longestRequest) {
+      const payload = data.subarray(done, done + longestRequest);
+      await this.#ask("write", { command: commands.write, offset: offset + done, length: payload.length, payload });
+    }
   }
 
-  zeros(offset: number, length: number): Promise<void> {
-    return this.#inTurn("zero", async () => {
-      // QEMU takes less than 4 GiB at a time
-      for (let done = 0; done < length; done += 2 ** 30) {
-        this.#request(commands.writeZeroes, offset + done, Math.min(2 ** 30, length - done));
-        await this.#replies("zero", () => undefined);
-      }
-    });
+  async zeros(offset: number, length: number): Promise<void> {
+    // QEMU takes less than 4 GiB at a time
+    for (let done = 0; done < length; done += 2 ** 30)
+      await this.#ask("zero", { command: commands.writeZeroes, offset: offset + done, length: Math.min(2 ** 30, length - done) });
   }
 
-  flush(): Promise<void> {
-    return this.#inTurn("flush", async () => {
-      this.#request(commands.flush, 0, 0);
-      await this.#replies("flush", () => undefined);
-    });
+  /** What was written before, and is done. */
+  async flush(): Promise<void> {
+    await this.#ask("flush", { command: commands.flush, offset: 0, length: 0 });
   }
 
   /** What the context says, from the beginning to the end. */
-  async extents(): Promise<Extent[]> {
+  async extents(context: string): Promise<Extent[]> {
+    const number = this.#contexts.get(context);
     const found: Extent[] = [];
     for (let offset = 0; offset < this.bytes;) {
-      const part = await this.#inTurn("describe", () => this.#extents(offset));
+      const part = await this.#extents(offset, number);
       if (part.length === 0) throw this.#failed("describes nothing");
       for (const extent of part) found.push(extent);
       const last = part.at(-1);
@@ -100,21 +116,23 @@ export class NbdClient {
   }
 
   close(): void {
-    if (this.#socket.writable) this.#request(commands.disconnect, 0, 0);
+    if (this.#socket.writable) this.#send(this.#requests++, { command: commands.disconnect, offset: 0, length: 0 });
     this.#socket.end();
     this.#socket.destroySoon();
   }
 
-  async #shakeHands(name: string, context: string | undefined): Promise<void> {
+  async #shakeHands(name: string, contexts: readonly string[]): Promise<void> {
     const greeting = await this.#take(18);
     if (greeting.toString("latin1", 0, 16) !== "NBDMAGICIHAVEOPT") throw this.#failed("does not speak NBD");
     this.#socket.write(uint32(clientFlags));
     await this.#option(options.structuredReply, Buffer.alloc(0));
     const exportName = Buffer.concat([uint32(name.length), Buffer.from(name)]);
-    if (context !== undefined) {
-      const query = Buffer.concat([exportName, uint32(1), uint32(context.length), Buffer.from(context)]);
-      const replies = await this.#option(options.setMetaContext, query);
-      if (!replies.some(({ type }) => type === optionReply.metaContext)) throw this.#failed(`knows nothing of ${context}`);
+    if (contexts.length > 0) {
+      const queries = contexts.flatMap((context) => [uint32(context.length), Buffer.from(context)]);
+      const replies = await this.#option(options.setMetaContext, Buffer.concat([exportName, uint32(contexts.length), ...queries]));
+      for (const { type, data } of replies)
+        if (type === optionReply.metaContext) this.#contexts.set(data.toString("utf8", 4), data.readUInt32BE(0));
+      for (const context of contexts) if (!this.#contexts.has(context)) throw this.#failed(`knows nothing of ${context}`);
     }
     const infos = await this.#option(options.go, Buffer.concat([exportName, Buffer.alloc(2)]));
     const size = infos.find(({ type, data }) => type === optionReply.info && data.readUInt16BE(0) === 0);
@@ -135,23 +153,11 @@ export class NbdClient {
     }
   }
 
-  async #read(offset: number, length: number): Promise<Buffer> {
-    const whole = Buffer.alloc(length);
-    for (let done = 0; done < length; done += longestRequest) {
-      this.#request(commands.read, offset + done, Math.min(longestRequest, length - done));
-      await this.#replies("read", (type, data) => {
-        if (type === chunks.data) data.copy(whole, Number(data.readBigUInt64BE(0)) - offset, 8);
-      });
-    }
-    return whole;
-  }
-
-  async #extents(offset: number): Promise<Extent[]> {
+  async #extents(offset: number, context: number | undefined): Promise<Extent[]> {
     const length = Math.min(2 ** 32 - 2 ** 20, this.bytes - offset);
     const found: Extent[] = [];
-    this.#request(commands.blockStatus, offset, length);
-    await this.#replies("describe", (type, data) => {
-      if (type !== chunks.blockStatus) return;
+    await this.#ask("describe", { command: commands.blockStatus, offset, length }, (type, data) => {
+      if (type !== chunks.blockStatus || data.readUInt32BE(0) !== context) return;
       let at = offset;
       for (let entry = 4; entry < data.length; entry += 8) {
         const extent = { offset: at, length: data.readUInt32BE(entry), flags: data.readUInt32BE(entry + 4) };
@@ -162,51 +168,73 @@ export class NbdClient {
     return found;
   }
 
-  #request(command: number, offset: number, length: number): void {
+  async #ask(what: string, request: Request, use: Pending["use"] = () => undefined): Promise<void> {
+    const handle = this.#requests++;
+    const answered = new Promise<void>((resolve, reject) => this.#pending.set(handle, { what, use, resolve, reject }));
+    if (this.#socket.destroyed) this.#fail(this.#ended());
+    else this.#send(handle, request);
+    await this.#inTime(answered, what).finally(() => this.#pending.delete(handle));
+  }
+
+  #send(handle: bigint, { command, offset, length, payload }: Request): void {
     const head = Buffer.alloc(28);
     head.writeUInt32BE(requestMagic, 0);
     head.writeUInt16BE(command, 6);
+    head.writeBigUInt64BE(handle, 8);
     head.writeBigUInt64BE(BigInt(offset), 16);
     head.writeUInt32BE(length, 24);
     this.#socket.write(head);
+    if (payload !== undefined) this.#socket.write(payload);
   }
 
-  /** The answers to one request, until QEMU says that they were all. */
-  async #replies(what: string, use: (type: number, data: Buffer) => void): Promise<void> {
-    for (;;) {
-      const magic = (await this.#take(4)).readUInt32BE(0);
-      if (magic === simpleReplyMagic) {
-        const error = (await this.#take(12)).readUInt32BE(0);
-        if (error !== 0) throw this.#failed(`cannot ${what}: error ${String(error)}`);
-        return;
-      }
-      if (magic !== structuredReplyMagic) throw this.#failed("answers something else");
-      const head = await this.#take(16);
-      const [flags, type, length] = [head.readUInt16BE(0), head.readUInt16BE(2), head.readUInt32BE(12)];
-      const data = await this.#take(length);
-      if (type >= 0x8000) throw this.#failed(`cannot ${what}: ${data.toString("utf8", 6)}`);
-      use(type, data);
-      if ((flags & doneFlag) !== 0) return;
+  /** Hands answers, in whatever order they come, to those who asked. */
+  async #listen(): Promise<void> {
+    try {
+      for (;;) await this.#reply();
+    } catch (error) {
+      this.#fail(error);
+      this.#socket.destroy();
     }
+  }
+
+  async #reply(): Promise<void> {
+    const magic = (await this.#take(4)).readUInt32BE(0);
+    if (magic === simpleReplyMagic) {
+      const head = await this.#take(12);
+      const [error, pending] = [head.readUInt32BE(0), this.#pending.get(head.readBigUInt64BE(4))];
+      if (error === 0) pending?.resolve();
+      else pending?.reject(this.#failed(`cannot ${pending.what}: error ${String(error)}`));
+      return;
+    }
+    if (magic !== structuredReplyMagic) throw this.#failed("answers something else");
+    const head = await this.#take(16);
+    const [flags, type, length] = [head.readUInt16BE(0), head.readUInt16BE(2), head.readUInt32BE(12)];
+    const pending = this.#pending.get(head.readBigUInt64BE(4));
+    const data = await this.#take(length);
+    if (type >= 0x8000) pending?.reject(this.#failed(`cannot ${pending.what}: ${data.toString("utf8", 6)}`));
+    else pending?.use(type, data);
+    if ((flags & doneFlag) !== 0) pending?.resolve();
+  }
+
+  #fail(error: unknown): void {
+    for (const pending of this.#pending.values()) pending.reject(error);
+  }
+
+  #ended(): CloudletError {
+    return new CloudletError("UNREACHABLE", `the connection to ${this.#label} ended`);
   }
 
   async #take(length: number): Promise<Buffer> {
     const bytes = await this.#reader.take(length);
-    if (bytes === undefined) throw new CloudletError("UNREACHABLE", `the connection to ${this.#label} ended`);
+    if (bytes === undefined) throw this.#ended();
     return bytes;
   }
 
-  #inTurn<T>(what: string, work: () => Promise<T>): Promise<T> {
-    const mine = this.#turn.then(() => this.#inTime(work(), what));
-    this.#turn = mine.catch(() => undefined);
-    return mine;
-  }
-
   async #inTime<T>(work: Promise<T>, what: string): Promise<T> {
-    const timer = setTimeout(
-      () => this.#socket.destroy(new CloudletError("TIMEOUT", `${this.#label} did not ${what} in time`)),
-      answerMillis,
-    );
+    const timer = setTimeout(() => {
+      this.#fail(new CloudletError("TIMEOUT", `${this.#label} did not ${what} in time`));
+      this.#socket.destroy();
+    }, answerMillis);
     return work.finally(() => clearTimeout(timer));
   }
 
