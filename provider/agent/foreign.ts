@@ -7,6 +7,8 @@ import { allocateNetwork, isHere } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
 
+const startMillis = 60_000;
+
 /** A guest that was made without us, as the cloudlet that it would be; nothing is changed or written. undefined = there is none of that name. */
 export async function foreignStatus(
   services: Services,
@@ -46,11 +48,16 @@ export async function adoptInstance(services: Services, args: VerbArgs<"instance
   const guest = await guestOf(services, record, await imagesOf(services, record));
   await services.network.prepare(await services.records.list());
   context.status(`taking over ${foreign.name} as ${id}`);
-  await guests.take(guest, record.foreign ?? foreign, context);
+  const driver = await services.hypervisors.driver(record.spec.kind);
+  await guests.take(guest, record.foreign ?? foreign, context).catch(async (error: unknown) => {
+    // what ran goes on as it was
+    if (record.spec.state === "running")
+      await driver.start(guest, { ...context, signal: AbortSignal.timeout(startMillis) }).catch(() => undefined);
+    throw error;
+  });
   const taken = await services.records.update(id, ({ foreign: _, ...rest }) => ({ ...rest, complete: true }));
   context.step("taken");
   const publish = async (): Promise<void> => services.network.publish(await services.records.list());
-  const driver = await services.hypervisors.driver(record.spec.kind);
   await bringTo({ record: taken ?? record, driver, guest }, { state: record.spec.state, restart: false, publish }, context);
 }
 

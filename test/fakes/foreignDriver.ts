@@ -31,12 +31,13 @@ export class ForeignDriver extends FakeDriver {
   };
 
   async #take(guest: Guest, { name, uuid }: Foreign): Promise<void> {
-    await this.refuse("take");
     const other = this.others.get(name);
     if (other?.uuid !== uuid || guest.name !== name) throw new CloudletError("NOT_FOUND", `there is no ${name}`);
     this.calls.push("take");
     this.others.set(name, { ...other, takenBy: guest.spec.id });
     const contents = this.guests.get(name)?.contents ?? "theirs";
     this.guests.set(name, { state: "stopped", basePath: guest.basePath, settings: this.settingsOf(guest), contents });
+    // when it is stopped, and not yet changed
+    await this.refuse("taken");
   }
 }

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { guestName } from "../../../provider/agent/protocol.ts";
 import type { CloudletArgs } from "../../../sdk/plugin/index.ts";
 import type { Outcome } from "../../engine.ts";
+import { FaultBench } from "../../faults/bench.ts";
 import { openGateways, type GatewayName, type Gateways } from "../../gateways.ts";
 
 const steps = ({ steps: all }: Outcome) => all.filter(({ op }) => op !== "same").map(({ op, name, changed }) => [op, name, ...changed]);
@@ -153,6 +154,33 @@ describe("a container that was made with lxc", () => {
     ]);
     expect(await containers("gw1")).toBe("other,STOPPED\n");
     await gw1("lxc delete other");
+  });
+
+  it("is taken over once and whole, at whichever step of that the agent is killed", { timeout: 300_000 }, async () => {
+    const args = { resources: { memoryMib: 64, diskMib: 64 } };
+    const faults = new FaultBench(gateways, "lxd");
+    for (const crashAt of ["record", "taken", "started"]) {
+      await gw1(
+        `lxc launch plain counter -c limits.cpu=1 -c limits.memory=64MiB -d root,size=64MiB </dev/null
+         lxc exec counter -- sh -c 'echo kept >/root/note'`,
+      );
+      const first = await imported("counter");
+      expect(first, first.text).toMatchObject({ ok: true });
+      await faults.arm("gw1", { crashAt });
+      const starts = await faults.starts("gw1");
+      const changed = program({ counter: { ...args, ports: [{ port: 8080 }] } });
+      const up = await gateways.stack.up(changed);
+      const again = up.ok ? up : await gateways.stack.up(changed);
+      expect(again, again.text).toMatchObject({ ok: true });
+      expect(await faults.starts("gw1")).toBe(starts + 1);
+      expect(await gateways.exec(["cat", "/root/note"])).toBe("kept\n");
+      expect(await gateways.visit("gw1")).toBeGreaterThan(0);
+      expect(await containers("gw1")).toBe("counter,RUNNING\n");
+      await same(changed);
+      const ended = await gateways.stack.up(program({}));
+      expect(ended, ended.text).toMatchObject({ ok: true });
+      expect(await containers("gw1")).toBe("");
+    }
   });
 
   it("is refused with what to do where it cannot be a cloudlet as it is", async () => {
