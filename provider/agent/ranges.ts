@@ -39,13 +39,23 @@ export async function serveRanges(socket: Duplex, head: Buffer, path: string): P
       for (let sent = 0; sent < bytes; sent += pieceBytes) {
         if (socket.destroyed) return;
         const piece = await readPiece(file, offset + sent, Math.min(pieceBytes, bytes - sent));
-        if (!socket.write(piece)) await Promise.race([once(socket, "drain"), once(socket, "close")]);
+        if (!socket.write(piece)) await drained(socket);
       }
     }
   } finally {
     socket.destroy();
     await file.close();
   }
+}
+
+/** Returns also where the connection ends instead. */
+async function drained(socket: Duplex): Promise<void> {
+  // whose end was told before would never be told again
+  if (socket.destroyed) return;
+  const over = new AbortController();
+  const { signal } = over;
+  const waiting = Promise.race([once(socket, "drain", { signal }), once(socket, "close", { signal })]);
+  await waiting.catch(() => undefined).finally(() => over.abort());
 }
 
 async function readPiece(file: FileHandle, position: number, length: number): Promise<Buffer> {

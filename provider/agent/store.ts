@@ -128,8 +128,11 @@ export class Store {
 
   async requireSpace(bytes: number): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o755 });
-    if ((await this.#free()) < bytes + reserveBytes) await this.#makeRoom();
-    const free = await this.#free();
+    let free = await this.#free();
+    if (free < bytes + reserveBytes) {
+      await this.#makeRoom();
+      free = await this.#free();
+    }
     if (free < bytes + reserveBytes) {
       throw new CloudletError(
         "REFUSED",
