@@ -1,9 +1,15 @@
 /** Lets one operation at a time touch the same thing; those that wait go in the order in which they asked. */
 export class KeyedLock {
   readonly #tails = new Map<string, Promise<void>>();
+  readonly #places = new Map<string, number>();
 
   isHeld(key: string): boolean {
     return this.#tails.has(key);
+  }
+
+  /** Whether somebody waits behind the one that holds it. */
+  isAwaited(key: string): boolean {
+    return (this.#places.get(key) ?? 0) > 1;
   }
 
   /** Queues for all keys at once (so that two callers never wait for each other), runs, and gives them back. */
@@ -20,10 +26,17 @@ export class KeyedLock {
 
   #queue(key: string): { before: Promise<void>; release(): void } {
     const before = this.#tails.get(key) ?? Promise.resolve();
-    let release = (): void => undefined;
-    const held = new Promise<void>((resolve) => (release = resolve));
+    let letGo = (): void => undefined;
+    const held = new Promise<void>((resolve) => (letGo = resolve));
     const tail = before.then(() => held);
     this.#tails.set(key, tail);
+    this.#places.set(key, (this.#places.get(key) ?? 0) + 1);
+    const release = (): void => {
+      const left = (this.#places.get(key) ?? 0) - 1;
+      if (left > 0) this.#places.set(key, left);
+      else this.#places.delete(key);
+      letGo();
+    };
     void tail.then(() => {
       if (this.#tails.get(key) === tail) this.#tails.delete(key);
     });

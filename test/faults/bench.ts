@@ -130,16 +130,18 @@ export class FaultBench {
   }
 }
 
+/** The engines that this process has started. */
+export function engines(): number[] {
+  return [...parentsOfAll()]
+    .filter(([pid, parent]) => parent === process.pid && basename(link(`/proc/${String(pid)}/exe`)) === "pulumi")
+    .map(([pid]) => pid);
+}
+
 /** Ends the engine and everything that it has started, by their ids. Returns how many there were. */
 export function killProgram(): number {
-  const parents = new Map<number, number>();
-  for (const name of readdirSync("/proc").filter((it) => /^\d+$/.test(it))) {
-    const stat = read(`/proc/${name}/stat`);
-    if (stat !== undefined) parents.set(Number(name), Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]));
-  }
+  const parents = parentsOfAll();
   const below = (pid: number): number[] => [pid, ...[...parents].filter(([, parent]) => parent === pid).flatMap(([child]) => below(child))];
-  const engines = [...parents].filter(([pid, parent]) => parent === process.pid && basename(link(`/proc/${String(pid)}/exe`)) === "pulumi");
-  const pids = engines.flatMap(([pid]) => below(pid));
+  const pids = engines().flatMap(below);
   for (const pid of pids) {
     try {
       process.kill(pid, "SIGKILL");
@@ -148,6 +150,15 @@ export function killProgram(): number {
     }
   }
   return pids.length;
+}
+
+function parentsOfAll(): Map<number, number> {
+  const parents = new Map<number, number>();
+  for (const name of readdirSync("/proc").filter((it) => /^\d+$/.test(it))) {
+    const stat = read(`/proc/${name}/stat`);
+    if (stat !== undefined) parents.set(Number(name), Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1]));
+  }
+  return parents;
 }
 
 function read(file: string): string | undefined {

@@ -328,7 +328,7 @@ export class MoveSource {
     context.step("activated");
     const there = { address: channel.reachedAt, ports: activated.ports };
     const passing = passClientsOn(this.#services, record, { there, context });
-    await this.#persist(target.node, context, () => this.#watch(channel, record.spec.ready?.timeoutSeconds ?? 60)).finally(() => passing);
+    await this.#persist(target.node, context, () => this.#watch(channel, record, context.signal)).finally(() => passing);
     const report = reportOf(departure);
     context.step("answered");
     await discardCopy(this.#services, record, context);
@@ -375,10 +375,10 @@ export class MoveSource {
     await this.#files.forgetDeparture(id);
   }
 
-  async #watch(channel: MoveChannel, timeoutSeconds: number): Promise<void> {
-    const end = Date.now() + (timeoutSeconds + 60) * 1000;
+  async #watch(channel: MoveChannel, { spec }: InstanceRecord, signal: AbortSignal): Promise<void> {
+    const end = Date.now() + ((spec.ready?.timeoutSeconds ?? 60) + 60) * 1000;
     while (Date.now() < end) {
-      const arrival = await channel.json(arrivalSchema, { method: "GET", path: "/v1/arrival" });
+      const arrival = await channel.json(arrivalSchema, { method: "GET", path: "/v1/arrival", signal });
       if (arrival.phase === "ready") return;
       if (arrival.phase === "failed") {
         throw new CloudletError(
@@ -389,7 +389,7 @@ export class MoveSource {
           },
         );
       }
-      await sleep(100);
+      await sleep(100, undefined, { signal });
     }
     throw new CloudletError("TIMEOUT", "the cloudlet has moved and did not answer there in time");
   }

@@ -1,7 +1,7 @@
 import type { Readable } from "node:stream";
 import { CloudletError } from "../../core/errors.ts";
-import { bringTo, guestOf, imagesOf } from "../instances.ts";
-import { toJobError, type JobContext } from "../jobs.ts";
+import { guestOf } from "../instances.ts";
+import type { JobContext } from "../jobs.ts";
 import type { InstanceSpec, VerbResult } from "../protocol.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
@@ -15,6 +15,7 @@ import { LiveArrivals } from "./liveArrivals.ts";
 import { makeArrived, takeSizes, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
 import { blobsOfSpec, checkPrepare, makeRoom, ownAddresses } from "./reservation.ts";
+import { startArrived } from "./starting.ts";
 import type { Activated, Activation, Arrival, Completion, LiveStart, Taken } from "./wire.ts";
 
 /** What a target gets done, in this order. */
@@ -340,29 +341,9 @@ export class MoveTarget implements Receiver {
     });
   }
 
-  /** In the background: the source watches the arrival, and its operator through it. */
   #start(id: string, context: JobContext): void {
-    const { services, note } = { services: this.#services, note: this.#note.bind(this) };
-    const work = async (): Promise<void> => {
-      const record = await services.records.read(id);
-      if (record?.ownership.role !== "owner" || (await this.#files.arrival(id))?.phase === "ready") return;
-      await note(id, { phase: "starting" });
-      const guest = await guestOf(services, record, await imagesOf(services, record));
-      const opened = { record, driver: await services.hypervisors.driver(record.spec.kind), guest };
-      const live = (await this.#files.arrival(id))?.mode === "live" ? opened.driver.live : undefined;
-      // one that has arrived whole has all that it needs to run
-      await Promise.all([services.network.prepare(await services.records.list()), live?.release(guest, context)]);
-      const publish = async () => services.network.publish(await services.records.list());
-      await bringTo(opened, { state: record.spec.state, restart: false, publish }, context);
-      this.#options.onStep("up");
-      await note(id, { phase: "ready" });
-      this.#options.onStep("ready");
-      // nobody waits for that
-      void live?.catchUp(guest).catch(() => undefined);
-    };
-    void services.lock.run(`instance:${id}`, work).catch(async (error: unknown) => {
-      await note(id, { phase: "failed", error: toJobError(error) }).catch(() => undefined);
-    });
+    const onStep = (step: ArrivalStep): void => this.#options.onStep(step);
+    startArrived(id, { services: this.#services, files: this.#files, note: (change) => this.#note(id, change), context, onStep });
   }
 
   async #note(id: string, change: Pick<ArrivalFile, "phase" | "error">): Promise<void> {
