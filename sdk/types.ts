@@ -360,6 +360,8 @@ export interface LastMove {
   bytesSent: number;
   /** Of these, base, build and overlay that the target lacked; none where it was preseeded. */
   bytesSupplied?: number;
+  /** Of these, what was sent of a container while it still ran. */
+  bytesAhead?: number;
   /** Bytes of the cloudlet that the target already had. */
   bytesAvoided: number;
   /** From its begin until the application answered on the target. */

@@ -33,6 +33,7 @@ export const moveReportSchema = z.object({
   route: z.enum(["direct", "operator"]).describe("From node to node, or through the operator's machine."),
   bytesSent: z.int().describe("Bytes that were sent, compressed."),
   bytesSupplied: z.int().optional().describe("Of these, base, build and overlay that the target lacked; none where it was preseeded."),
+  bytesAhead: z.int().optional().describe("Of these, what was sent of a container while it still ran."),
   bytesAvoided: z.int().describe("Bytes of the cloudlet that the target already had."),
   totalMillis: z.int().describe("From its begin until the application answered on the target."),
   downtimeMillis: z.int().describe("From the stop on the source to the first successful readiness check on the target."),

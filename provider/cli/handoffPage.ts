@@ -50,11 +50,12 @@ function summary({ outcome, report, message, events }: Handoff): string {
     return `<span class="away">Failed: ${escape(message ?? "it was cut off")}.</span>${then}`;
   }
   if (report === undefined) return "Under way.";
-  const { totalMillis, downtimeMillis, bytesSent, bytesSupplied = 0, bytesAvoided, predicted, route } = report;
+  const { totalMillis, downtimeMillis, bytesSent, bytesSupplied = 0, bytesAhead, bytesAvoided, predicted, route } = report;
   const expected = predicted ? ` (${duration(predicted.downtimeMillis)} were expected)` : "";
   const way = route === "operator" ? ", through the operator's machine" : "";
   const images = bytesSupplied === 0 ? "" : `, of which ${sizeText(bytesSupplied)} a preseeded node would have had`;
-  return `${duration(totalMillis)} in all, the application was away for ${duration(downtimeMillis)}${expected}; ${sizeText(bytesSent)} sent${way}${images}, ${sizeText(bytesAvoided)} were there already.`;
+  const ahead = bytesAhead === undefined ? "" : `, ${sizeText(bytesAhead)} while it still ran`;
+  return `${duration(totalMillis)} in all, the application was away for ${duration(downtimeMillis)}${expected}; ${sizeText(bytesSent)} sent${way}${images}${ahead}, ${sizeText(bytesAvoided)} were there already.`;
 }
 
 function roundsTable(rounds: readonly Round[]): string {

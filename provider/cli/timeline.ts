@@ -59,8 +59,9 @@ function storyOf({ from, to, beganAt, events, report }: Handoff): Story {
     colour: "sent",
   }));
   if (sent.length === 0 && paused !== undefined) {
-    const text = report === undefined ? "copied" : `${sizeText(report.bytesSent)} copied`;
-    sent.push({ ...spanAt(paused, sealed ?? ended ?? end), label: text, detail: text, colour: "sent" });
+    const before = (report?.bytesSupplied ?? 0) + (report?.bytesAhead ?? 0);
+    if (before > 0) sent.push({ ...spanAt(beganAt, paused), ...copied(before), colour: "sent" });
+    sent.push({ ...spanAt(paused, sealed ?? ended ?? end), ...copied(report && report.bytesSent - before), colour: "sent" });
   }
   const names = { paused: "paused", sealed: "all there", released: "let go", activated: "started", ended: `answers on ${to}` };
   const failed = last?.type === "failed" ? [{ at: last.at, label: last.resumed ? `goes on at ${from}` : "failed" }] : [];
@@ -68,6 +69,11 @@ function storyOf({ from, to, beganAt, events, report }: Handoff): Story {
     events.filter((event) => event.type === type).map(({ at }) => ({ at, label })),
   );
   return { start: beganAt, end, sent, application, marks: [...marks, ...failed] };
+}
+
+function copied(bytes: number | undefined): Pick<Span, "label" | "detail"> {
+  const text = bytes === undefined ? "copied" : `${sizeText(bytes)} copied`;
+  return { label: text, detail: text };
 }
 
 const spanAt = (start: number, end: number): Pick<Span, "start" | "end"> => ({ start, end: Math.max(start, end) });

@@ -192,6 +192,14 @@ export interface ForeignGuests {
   remove(foreign: Foreign, id: string, progress: Progress): Promise<boolean>;
 }
 
+/** What a hypervisor does that moves guests only while they are stopped, so that little is left to send by then (lxd). */
+export interface Ahead {
+  /** About what the files of a running guest take up, its volumes included. */
+  diskBytes(guest: Guest, progress: Progress): Promise<number>;
+  /** `exportParts` of a guest that runs on meanwhile: what its files are while they change, of which most will be the same once it stands still. */
+  exportParts(guest: Guest, progress: Progress): Promise<Part[]>;
+}
+
 /**
  * What every hypervisor does, on the node. All methods are idempotent, have deadlines, and throw CloudletError:
  * UNREACHABLE when the hypervisor is silent (never `undefined`), NOT_FOUND when the guest is not there and must be,
@@ -203,6 +211,7 @@ export interface Driver {
   readonly rootDelta?: RootDelta;
   readonly live?: Live;
   readonly foreign?: ForeignGuests;
+  readonly ahead?: Ahead;
   /** Version of the hypervisor, how guests execute on it, and which machine types it has. */
   describe(): Promise<{ version: string; accelerator: "kvm" | "tcg" | "none"; machineTypes: string[] }>;
   /** undefined = the hypervisor answered and has no such guest. */

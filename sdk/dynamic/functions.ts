@@ -22,8 +22,9 @@ export interface ExecOptions {
   timeoutSeconds?: number | undefined;
 }
 
-export interface HandoffReport extends Omit<LastMove, "bytesSupplied" | "predicted" | "rounds"> {
+export interface HandoffReport extends Omit<LastMove, "bytesSupplied" | "bytesAhead" | "predicted" | "rounds"> {
   bytesSupplied?: number | undefined;
+  bytesAhead?: number | undefined;
   predicted?: LastMove["predicted"] | undefined;
   rounds?: LastMove["rounds"] | undefined;
 }

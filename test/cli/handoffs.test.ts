@@ -146,6 +146,14 @@ describe("the page", () => {
     expect(page).toContain("goes on at gw3");
   });
 
+  it("tells what was sent of a container while it still ran from what was sent while it was away", () => {
+    if (cold.report === undefined) throw new Error("it has a report");
+    const ahead = handoffPage("a/b", [{ ...cold, report: { ...cold.report, bytesAhead: 8_000_000 } }]);
+    expect(ahead).toContain("7.6 MiB while it still ran");
+    expect(ahead).toContain(">11.4 MiB copied<");
+    expect(ahead).toContain(">337.6 KiB copied<");
+  });
+
   it("says why it did what it did", () => {
     expect(page).toContain("another round makes the pause");
     expect(page).toContain("1000 ms are allowed");

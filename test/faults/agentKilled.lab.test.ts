@@ -50,12 +50,12 @@ describe("the agent is killed", () => {
     await bench.mustUp("gw1");
     // both nodes have the base by now
     const arrivals = ["prepared", ...arrivalSteps.filter((name) => name !== "supplied").map((name) => `arrival.${name}`)];
-    expect(steps.move.length).toBeGreaterThanOrEqual(arrivals.length - 1);
-    for (const [index, arrival] of arrivals.entries()) {
+    expect(steps.move).toContain("ahead");
+    for (let index = 0; index < Math.max(arrivals.length, steps.move.length); index++) {
       const from = bench.at ?? "gw1";
       const to = otherOf(from);
-      const step = steps.move[index];
-      await upThroughCrash(to, step === undefined ? { [to]: arrival } : { [from]: step, [to]: arrival });
+      const [step, arrival] = [steps.move[index], arrivals[index]];
+      await upThroughCrash(to, { ...(step !== undefined && { [from]: step }), ...(arrival !== undefined && { [to]: arrival }) });
     }
   });
 

@@ -64,7 +64,7 @@ describe("what a preview says of a move", () => {
       "why it is not live: a container",
       { hypervisor: "gw1/lxd" },
       { hypervisor: "gw2/lxd" },
-      /\(cold, as a cloudlet of kind lxd moves only while/,
+      /\(cold, as a cloudlet of kind lxd moves only while .*\): it is copied while it runs, then it stops, what gw2 still lacks/,
     ],
     [
       "why it is not live: another kind",

@@ -58,11 +58,14 @@ export class Assembly {
       if (!wanted.has(name)) await rm(join(this.#directory, name), { recursive: true, force: true });
     }
     this.#missing = new Map();
+    const former: Source[] = [];
+    for (const recipe of recipes) former.push(...(await this.#putAside(recipe)));
     for (const recipe of recipes) await this.#findMissing(recipe);
-    for (const source of sources) {
+    for (const source of [...former, ...sources]) {
       if (this.#missing.size === 0) break;
       for await (const piece of cut(source.path, source.format)) await this.#place(sha256(piece), piece);
     }
+    for (const { path } of former) await rm(path, { force: true });
     return [...this.#missing.keys()];
   }
 
@@ -112,6 +115,16 @@ export class Assembly {
   async #complete(recipe: Recipe): Promise<boolean> {
     const there = await stat(this.partPath(recipe.name)).catch(() => undefined);
     return there?.size === recipe.bytes && (await fileDigest(this.partPath(recipe.name))) === recipe.digest;
+  }
+
+  /** What has come of a file when it was another one: most of its pieces are in this one, too, if elsewhere. */
+  async #putAside({ name, bytes }: Recipe): Promise<Source[]> {
+    const partial = `${this.partPath(name)}.partial`;
+    const there = await stat(partial).catch(() => undefined);
+    if (there === undefined || there.size === bytes) return [];
+    const path = `${partial}.former`;
+    await rename(partial, path);
+    return [{ path, format: name.endsWith(".tar") ? "tar" : "raw" }];
   }
 
   async #findMissing(recipe: Recipe): Promise<void> {

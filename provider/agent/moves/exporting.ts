@@ -2,6 +2,8 @@ import { createWriteStream } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
+import { CloudletError, describeError } from "../../core/errors.ts";
+import type { Ahead } from "../../hypervisors/types.ts";
 import type { Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
 import type { Services } from "../services.ts";
@@ -20,9 +22,10 @@ export interface FilePart {
 /** Stops the guest; what it consists of then, as files. */
 export async function exportStopped(
   services: Services,
-  { record, driver, guest }: Opened,
+  opened: Opened,
   { mode, context }: { mode: "cold" | "state"; context: JobContext },
 ): Promise<FilePart[]> {
+  const { record, driver, guest } = opened;
   const { id, kind, state, stateFiles } = record.spec;
   const directory = outgoingDirectory(services, id);
   await mkdir(directory, { recursive: true });
@@ -39,17 +42,59 @@ export async function exportStopped(
   await services.handoffs.note(id, { type: "paused" });
   context.step("stopped");
   if (mode === "cold") parts.push(...(await driver.exportParts(guest, context)));
-  await mkdir(directory, { recursive: true });
-  for (const [index, volume] of guest.volumes.entries()) {
-    const sizeMib = (await services.volumes.read(volume.id))?.spec.sizeMib ?? 0;
+  for (const index of guest.volumes.keys()) {
     const format = mode === "cold" && kind === "kvm" ? "raw" : "tar";
-    const name = volumePartName(index, sizeMib, format);
-    const path = format === "raw" ? volume.hostPath : join(directory, name);
-    if (format === "tar") await pipeline(await driver.readVolume(volume.hostPath, context), createWriteStream(path));
-    parts.push({ name, path, format });
+    parts.push(await exportVolume(services, opened, { index, format, context }));
   }
   context.step("exported");
   return parts;
+}
+
+/** What a container consists of while it runs on, as files, of which most will be the same once it stands still. What cannot be copied yet is left out. */
+export async function exportRunning(
+  services: Services,
+  opened: Opened,
+  { ahead, context }: { ahead: Ahead; context: JobContext },
+): Promise<FilePart[]> {
+  const { record, guest } = opened;
+  const { id, volumes } = record.spec;
+  const parts: FilePart[] = [];
+  const attempt = async (what: string, copy: () => Promise<FilePart[]>): Promise<void> => {
+    try {
+      parts.push(...(await copy()));
+    } catch (error) {
+      if (context.signal.aborted) throw error;
+      context.status(`${what} is only copied once it stands still: ${describeError(error)}`);
+    }
+  };
+  context.status(`copying ${id} while it runs`);
+  await attempt(id, async () => {
+    // the application needs room as well: LXD's own copy, and ours of that
+    await services.store.requireSpace(2 * (await ahead.diskBytes(guest, context)));
+    return ahead.exportParts(guest, context);
+  });
+  // where the container was not, a part of it alone would not be worth two ways
+  if (parts.length === 0) return [];
+  for (const [index, volume] of volumes.entries())
+    await attempt(`volume ${volume.id}`, async () => [await exportVolume(services, opened, { index, format: "tar", context })]);
+  return parts;
+}
+
+async function exportVolume(
+  services: Services,
+  { record, driver, guest }: Opened,
+  { index, format, context }: { index: number; format: Format; context: JobContext },
+): Promise<FilePart> {
+  const volume = guest.volumes[index];
+  if (volume === undefined) throw new CloudletError("BUG", `${record.spec.id} has no volume ${String(index)}`);
+  const sizeMib = (await services.volumes.read(volume.id))?.spec.sizeMib ?? 0;
+  const name = volumePartName(index, sizeMib, format);
+  if (format === "raw") return { name, path: volume.hostPath, format };
+  const directory = outgoingDirectory(services, record.spec.id);
+  await mkdir(directory, { recursive: true });
+  const path = join(directory, name);
+  await pipeline(await driver.readVolume(volume.hostPath, context), createWriteStream(path), { signal: context.signal });
+  return { name, path, format };
 }
 
 /** The pieces that are wanted, each once. */

@@ -21,6 +21,7 @@ const departureSchema = z.object({
   endedAt: z.number().optional(),
   bytesSent: z.int(),
   bytesSupplied: moveReportSchema.shape.bytesSupplied,
+  bytesAhead: moveReportSchema.shape.bytesAhead,
   bytesTotal: z.int(),
   rounds: moveReportSchema.shape.rounds,
   predicted: moveReportSchema.shape.predicted,

@@ -1,3 +1,4 @@
+import { rm } from "node:fs/promises";
 import { networkInterfaces } from "node:os";
 import { CloudletError } from "../../core/errors.ts";
 import { checkPorts } from "../instanceApply.ts";
@@ -9,6 +10,7 @@ import { blobsOf } from "../synthesis/references.ts";
 import { discardCopy } from "./copies.ts";
 import type { MoveFiles } from "./files.ts";
 import { endForwards } from "./forwarding.ts";
+import type { Recipe } from "./recipe.ts";
 
 /** Nothing that an earlier stay or an earlier attempt has left may mix with what arrives. */
 export async function makeRoom(
@@ -48,6 +50,17 @@ export function checkPrepare({ spec, epoch }: { spec: InstanceSpec; epoch: numbe
     throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${known}, so a move at epoch ${epoch} is out of date`, {
       fix: "run `pulumi refresh` to see where the cloudlet is",
     });
+  }
+}
+
+/** What has come of an arrival before helps only where there is room for it beside what comes now. */
+export async function requireRoomFor({ store }: Services, parts: readonly Recipe[], directory: string): Promise<void> {
+  const bytes = parts.reduce((sum, part) => sum + part.bytes, 0);
+  try {
+    await store.requireSpace(bytes);
+  } catch {
+    await rm(directory, { recursive: true, force: true });
+    await store.requireSpace(bytes);
   }
 }
 

@@ -10,17 +10,17 @@ import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import { collectLayers } from "../synthesis/references.ts";
 import { MoveChannel } from "./channel.ts";
-import { compress } from "./compression.ts";
 import { discardCopy, removeExport } from "./copies.ts";
-import { allFrames, bytesOf, exportStopped, type FilePart } from "./exporting.ts";
+import { exportStopped } from "./exporting.ts";
 import { MoveFiles, type Departure } from "./files.ts";
 import { passClientsOn } from "./forwarding.ts";
 import type { Handoffs } from "./handoffs.ts";
 import { moveLive } from "./liveMove.ts";
-import { makeRecipe, sealOf, type Recipe } from "./recipe.ts";
+import { sealOf } from "./recipe.ts";
 import { endOf, reportOf } from "./reports.ts";
 import { requireRoom } from "./room.ts";
-import { activatedSchema, arrivalSchema, missingSchema, type Activated, type Arrival } from "./wire.ts";
+import { recipesOf, send, sendAhead } from "./sending.ts";
+import { activatedSchema, arrivalSchema, type Activated, type Arrival } from "./wire.ts";
 
 const empty = z.object({});
 const takeBackMillis = 120_000;
@@ -207,8 +207,11 @@ export class MoveSource {
       way.context.status(`${opened.record.spec.id} is moved while it is stopped: ${sent.notLive}`);
     }
     const mode = departure.mode === "state" ? "state" : "cold";
+    const { node } = departure.target;
+    const there = { ...way, node, persist: (attempt: () => Promise<void>) => this.#persist(node, way.context, attempt) };
+    const bytesAhead = mode === "cold" ? await sendAhead(this.#services, opened, there) : 0;
     const stoppedAt = Date.now();
-    return { ...(await this.#transfer(opened, mode, { ...way, node: departure.target.node })), mode, stoppedAt };
+    return { ...(await this.#transfer(opened, mode, there)), mode, stoppedAt, ...(bytesAhead > 0 && { bytesAhead }) };
   }
 
   /** Ownership has passed already, so a failure leaves everything as it is for the next attempt. */
@@ -242,11 +245,10 @@ export class MoveSource {
   /** The guest is stopped, and the target has sealed exactly what it left. */
   async #transfer(opened: Opened, mode: "cold" | "state", way: Way & { node: string }): Promise<Sent> {
     const parts = await exportStopped(this.#services, opened, { mode, context: way.context });
-    const recipes: Recipe[] = [];
-    for (const part of parts) recipes.push(await makeRecipe(part.name, part.path, part.format));
+    const recipes = await recipesOf(parts);
     const seal = sealOf(recipes);
     await this.#persist(way.node, way.context, async () => {
-      await this.#send(mode, { parts, recipes }, way);
+      await send(mode, { parts, recipes }, way);
       way.context.step("sent");
       way.context.status(`${way.node} puts ${opened.record.spec.id} together`);
       await way.channel.patiently(empty, { method: "POST", path: "/v1/seal", body: { seal }, signal: way.context.signal });
@@ -259,21 +261,6 @@ export class MoveSource {
   async #open(record: InstanceRecord): Promise<Opened> {
     const guest = await guestOf(this.#services, record, await imagesOf(this.#services, record));
     return { record, driver: await this.#services.hypervisors.driver(record.spec.kind), guest };
-  }
-
-  /** Sends what the target lacks. */
-  async #send(
-    mode: "cold" | "state",
-    { parts, recipes }: { parts: FilePart[]; recipes: Recipe[] },
-    way: Way & { node: string },
-  ): Promise<void> {
-    const { channel, context, node } = way;
-    const body = { mode, parts: recipes };
-    const { missing } = await channel.patiently(missingSchema, { method: "PUT", path: "/v1/recipes", body, signal: context.signal });
-    if (missing.length === 0) return;
-    const wanted = new Set(missing);
-    context.status(`sending ${(bytesOf(recipes, wanted) / 1e6).toFixed(1)} MB to ${node}`);
-    await channel.stream("/v1/pieces", compress(allFrames(parts, wanted)), { signal: context.signal });
   }
 
   async #persist(node: string, context: JobContext, attempt: () => Promise<void>): Promise<void> {

@@ -14,7 +14,7 @@ import { MoveFiles, type ArrivalFile } from "./files.ts";
 import { LiveArrivals } from "./liveArrivals.ts";
 import { makeArrived, takeSizes, takeVolumes, withBase } from "./making.ts";
 import { sealOf, type Recipe } from "./recipe.ts";
-import { blobsOfSpec, checkPrepare, makeRoom, ownAddresses } from "./reservation.ts";
+import { blobsOfSpec, checkPrepare, makeRoom, ownAddresses, requireRoomFor } from "./reservation.ts";
 import { startArrived } from "./starting.ts";
 import type { Activated, Activation, Arrival, Completion, LiveStart, Taken } from "./wire.ts";
 
@@ -138,7 +138,8 @@ export class MoveTarget implements Receiver {
     const needs: string[] = [];
     for (const digest of await blobsOfSpec(this.#services, record.spec)) if (!(await this.#services.store.has(digest))) needs.push(digest);
     const { phase, epoch, seal, error } = arrival;
-    return { phase, epoch, kind: record.spec.kind, needs, ...(seal !== undefined && { seal }), ...(error !== undefined && { error }) };
+    const { kind } = record.spec;
+    return { phase, epoch, kind, needs, takesAhead: true, ...(seal !== undefined && { seal }), ...(error !== undefined && { error }) };
   }
 
   async supply(id: string, digest: string, body: Readable): Promise<void> {
@@ -178,11 +179,11 @@ export class MoveTarget implements Receiver {
       }
       if (arrival.phase === "sealed" && arrival.seal === sealOf(parts)) return [];
       await this.#live.end(id);
-      await this.#services.store.requireSpace(parts.reduce((sum, part) => sum + part.bytes, 0));
-      const { seal: _, volumes: __, ...rest } = arrival;
-      await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode, parts });
       this.#endAssembly(id);
       const directory = this.#files.incoming(id);
+      await requireRoomFor(this.#services, parts, directory);
+      const { seal: _, volumes: __, ...rest } = arrival;
+      await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode, parts });
       const assembly = new Assembly(directory);
       const missing = await withBase(this.#services, { record, directory }, (sources) => assembly.begin(parts, sources));
       this.#assemblies.set(id, assembly);

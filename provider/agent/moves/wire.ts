@@ -13,6 +13,8 @@ export const arrivalSchema = z.object({
   needs: z.array(digestSchema),
   seal: digestSchema.optional(),
   error: jobErrorSchema.optional(),
+  /** Pieces that come before the guest has stopped count for what comes then. */
+  takesAhead: z.boolean().optional(),
 });
 export type Arrival = z.infer<typeof arrivalSchema>;
 

@@ -11,7 +11,7 @@ import { execute } from "./exec.ts";
 import { readTail, type Files } from "./files.ts";
 import { collectImages, removeImages } from "./images.ts";
 import { environmentKey, keys, stateOf } from "./mapping.ts";
-import { exportBackup, importBackup, partName, removeExports } from "./parts.ts";
+import { exportBackup, importBackup, partName, removeExports, runningBytes } from "./parts.ts";
 import { ensurePool, removePool } from "./pool.ts";
 import {
   change,
@@ -124,7 +124,7 @@ function inside(rest: Rest): Pick<Driver, "exec" | "log"> {
   };
 }
 
-type Copies = Pick<Driver, "snapshot" | "restore" | "exportParts" | "importParts" | "exportState" | "importState">;
+type Copies = Pick<Driver, "snapshot" | "restore" | "exportParts" | "ahead" | "importParts" | "exportState" | "importState">;
 
 function copies({ root, rest }: LxdDriverOptions): Copies {
   return {
@@ -137,6 +137,13 @@ function copies({ root, rest }: LxdDriverOptions): Copies {
       await settle(rest, guest.name, progress);
       mustBeStopped(guest, stateOf(await mustHave(rest, guest, progress.signal)));
       return await exportBackup(rest, guest, progress);
+    },
+    ahead: {
+      diskBytes: (guest, progress) => runningBytes(rest, guest, progress),
+      async exportParts(guest, progress) {
+        await settle(rest, guest.name, progress);
+        return await exportBackup(rest, guest, progress);
+      },
     },
     async importParts(guest, directory, progress) {
       await settle(rest, guest.name, progress);

@@ -17,6 +17,7 @@ export const deadlines = {
   image: 900_000,
   snapshot: 600_000,
   backup: 1_800_000,
+  walk: 120_000,
   pool: 60_000,
   build: 900_000,
 } as const;

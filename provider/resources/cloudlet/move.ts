@@ -55,8 +55,10 @@ export function explainMove(want: Partial<Inputs>, old: Partial<State>): string 
   const preseeded = old.preseeded?.some(({ hypervisor }) => hypervisor === after.data) === true;
   const there = preseeded ? `; its base${old.overlay ? " and overlay are" : " is"} there already` : "";
   if (cold !== undefined) {
-    const load = from.kind === to.kind ? `what ${to.node} lacks of its disk and volumes is sent` : "its state files and volumes are sent";
-    return `${way} (cold, as ${cold}): it stops, ${load}, and it starts at ${to.node}${there}`;
+    const ahead = from.kind === "lxd" && to.kind === "lxd" && (old.state ?? "running") === "running";
+    const load = `what ${to.node} ${ahead ? "still " : ""}lacks of its disk and volumes is sent`;
+    const copied = ahead ? "it is copied while it runs, then " : "";
+    return `${way} (cold, as ${cold}): ${copied}it stops, ${from.kind === to.kind ? load : "its state files and volumes are sent"}, and it starts at ${to.node}${there}`;
   }
   const { lastMove } = old;
   // only its last move tells how much of it is its own; of that, too, a preseeded node may have a copy

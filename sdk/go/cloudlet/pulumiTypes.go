@@ -4478,6 +4478,8 @@ func (o HypervisorLxdPtrOutput) ServerCertificate() pulumi.StringPtrOutput {
 }
 
 type LastMove struct {
+	// Of these, what was sent of a container while it still ran.
+	BytesAhead *int `pulumi:"bytesAhead"`
 	// Bytes of the cloudlet that the target already had.
 	BytesAvoided int `pulumi:"bytesAvoided"`
 	// Bytes that were sent, compressed.
@@ -4514,6 +4516,11 @@ func (o LastMoveOutput) ToLastMoveOutput() LastMoveOutput {
 
 func (o LastMoveOutput) ToLastMoveOutputWithContext(ctx context.Context) LastMoveOutput {
 	return o
+}
+
+// Of these, what was sent of a container while it still ran.
+func (o LastMoveOutput) BytesAhead() pulumi.IntPtrOutput {
+	return o.ApplyT(func(v LastMove) *int { return v.BytesAhead }).(pulumi.IntPtrOutput)
 }
 
 // Bytes of the cloudlet that the target already had.
@@ -4593,6 +4600,16 @@ func (o LastMovePtrOutput) Elem() LastMoveOutput {
 		var ret LastMove
 		return ret
 	}).(LastMoveOutput)
+}
+
+// Of these, what was sent of a container while it still ran.
+func (o LastMovePtrOutput) BytesAhead() pulumi.IntPtrOutput {
+	return o.ApplyT(func(v *LastMove) *int {
+		if v == nil {
+			return nil
+		}
+		return v.BytesAhead
+	}).(pulumi.IntPtrOutput)
 }
 
 // Bytes of the cloudlet that the target already had.

@@ -1920,6 +1920,8 @@ class LastMove(dict):
             suggest = "from_"
         elif key == "totalMillis":
             suggest = "total_millis"
+        elif key == "bytesAhead":
+            suggest = "bytes_ahead"
         elif key == "bytesSupplied":
             suggest = "bytes_supplied"
 
@@ -1943,6 +1945,7 @@ class LastMove(dict):
                  route: _builtins.str,
                  to: _builtins.str,
                  total_millis: _builtins.int,
+                 bytes_ahead: Optional[_builtins.int] = None,
                  bytes_supplied: Optional[_builtins.int] = None,
                  predicted: Optional['outputs.LastMovePredicted'] = None,
                  rounds: Optional[Sequence['outputs.LastMoveRound']] = None):
@@ -1955,6 +1958,7 @@ class LastMove(dict):
         :param _builtins.str route: From node to node, or through the operator's machine.
         :param _builtins.str to: Name of the node it came to.
         :param _builtins.int total_millis: From its begin until the application answered on the target.
+        :param _builtins.int bytes_ahead: Of these, what was sent of a container while it still ran.
         :param _builtins.int bytes_supplied: Of these, base, build and overlay that the target lacked; none where it was preseeded.
         :param 'LastMovePredicted' predicted: What was expected when the guest was paused; of a live move.
         :param Sequence['LastMoveRound'] rounds: Of a live move, in order; the last one while the guest was paused.
@@ -1967,6 +1971,8 @@ class LastMove(dict):
         pulumi.set(__self__, "route", route)
         pulumi.set(__self__, "to", to)
         pulumi.set(__self__, "total_millis", total_millis)
+        if bytes_ahead is not None:
+            pulumi.set(__self__, "bytes_ahead", bytes_ahead)
         if bytes_supplied is not None:
             pulumi.set(__self__, "bytes_supplied", bytes_supplied)
         if predicted is not None:
@@ -2037,6 +2043,14 @@ class LastMove(dict):
         From its begin until the application answered on the target.
         """
         return pulumi.get(self, "total_millis")
+
+    @_builtins.property
+    @pulumi.getter(name="bytesAhead")
+    def bytes_ahead(self) -> Optional[_builtins.int]:
+        """
+        Of these, what was sent of a container while it still ran.
+        """
+        return pulumi.get(self, "bytes_ahead")
 
     @_builtins.property
     @pulumi.getter(name="bytesSupplied")

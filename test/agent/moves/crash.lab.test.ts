@@ -1,12 +1,14 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { removeInstance } from "../../../provider/agent/instanceApply.ts";
+import { CloudletError } from "../../../provider/core/errors.ts";
 import { arrivalSteps } from "../../../provider/agent/moves/target.ts";
 import { eventually, RigNode, World } from "./rig.ts";
 
 const sourceSteps = [
   "connected",
   "supplied",
+  "ahead",
   "stopped",
   "exported",
   "sent",
@@ -68,6 +70,96 @@ describe("a move between two agents over TLS, with a fake hypervisor", () => {
     expect(b.steps).toEqual(expect.arrayContaining(targetSteps));
     await expectMoved();
     expect(await a.leftOvers()).toEqual([]);
+  });
+
+  it("takes along what was written after it had been copied ahead", async () => {
+    a.fault = { step: "ahead", strike: () => world.write("meanwhile") };
+    await a.moveTo(b);
+    expect(world.acknowledged).toContain("meanwhile");
+    await expectMoved();
+    const { bytesAhead = 0, bytesSent = 0 } = (await b.record())?.lastMove ?? {};
+    expect(bytesAhead).toBeGreaterThan(0);
+    expect(bytesSent).toBeGreaterThan(bytesAhead);
+  });
+
+  it("sends nothing ahead to an older agent, which would throw it away", async () => {
+    const arrival = b.target.arrival.bind(b.target);
+    b.target.arrival = async (of) => {
+      const { takesAhead: _, ...older } = await arrival(of);
+      return older;
+    };
+    await a.moveTo(b);
+    expect(a.steps).not.toContain("ahead");
+    expect((await b.record())?.lastMove?.bytesAhead).toBeUndefined();
+    await expectMoved();
+  });
+
+  it("waits out a short break of the link while it copies ahead", async () => {
+    b.fault = { step: "arrival.begun", strike: () => (b.link.cut(), setTimeout(() => b.link.heal(), 100)) };
+    await a.moveTo(b);
+    expect(a.steps).toContain("ahead");
+    expect(a.steps).not.toContain("takenBack");
+    await expectMoved();
+  });
+
+  it("where the link stays cut while it copies ahead, the application has never stopped, and the same command moves it", async () => {
+    b.fault = { step: "arrival.begun", strike: () => b.link.cut() };
+    await expect(a.moveTo(b)).rejects.toMatchObject({ code: "UNREACHABLE" });
+    expect(a.steps).not.toContain("stopped");
+    expect(world.running()).toEqual(["a"]);
+    expect(await a.leftOvers()).toEqual([]);
+    world.write("meanwhile");
+    b.link.heal();
+    await runAgain();
+    await expectMoved();
+  });
+
+  it("stays where it is, running, where the target has no room for what would be copied ahead", async () => {
+    b.services.store.requireSpace = () => Promise.reject(new CloudletError("REFUSED", "does not fit"));
+    await expect(a.moveTo(b)).rejects.toMatchObject({ code: "REFUSED" });
+    expect(a.steps).not.toContain("stopped");
+    expect(world.running()).toEqual(["a"]);
+  });
+
+  it.each(["begun", "received"])(
+    "the target's agent dies at %s of what had changed since: the same command ends the move",
+    async (step) => {
+      a.fault = { step: "ahead", strike: () => (world.write("meanwhile"), b.dieAt(`arrival.${step}`)) };
+      const moving = a.moveTo(b);
+      await b.death(moving);
+      expect(a.steps).toContain("stopped");
+      await b.boot();
+      await moving.catch(() => undefined);
+      await runAgain();
+      await expectMoved();
+    },
+  );
+
+  it("lets go of what was copied ahead where there is room for one copy only", async () => {
+    a.fault = { step: "ahead", strike: () => world.write("meanwhile") };
+    const asked: number[] = [];
+    b.services.store.requireSpace = (bytes) => {
+      asked.push(bytes);
+      return asked.length === 3 ? Promise.reject(new CloudletError("REFUSED", "does not fit")) : Promise.resolve();
+    };
+    await a.moveTo(b);
+    // for the base, ahead, and twice once it stood still
+    expect(asked).toHaveLength(4);
+    await expectMoved();
+  });
+
+  it("copies nothing ahead where the source has no room for the copy", async () => {
+    a.services.store.requireSpace = () => Promise.reject(new CloudletError("REFUSED", "does not fit"));
+    await a.moveTo(b);
+    expect(a.steps).not.toContain("ahead");
+    await expectMoved();
+  });
+
+  it("goes on where what runs cannot be copied ahead", async () => {
+    Object.assign(a.driver.ahead ?? {}, { exportParts: () => Promise.reject(new Error("file changed as it was read")) });
+    await a.moveTo(b);
+    expect(a.steps).not.toContain("ahead");
+    await expectMoved();
   });
 
   it("and back, and there again", async () => {

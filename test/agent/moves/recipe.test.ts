@@ -1,7 +1,8 @@
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Readable } from "node:stream";
+import { buffer } from "node:stream/consumers";
 import fc from "fast-check";
 import { pack } from "tar-stream";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -54,6 +55,35 @@ const noise = (bytes: number, seed: number): Buffer => {
   for (let index = 0; index < bytes; index++) buffer[index] = (value = (value * 1103515245 + 12345) & 0x7fffffff) >> 16;
   return buffer;
 };
+
+it("what has come of a file counts for another one of its name, wherever it stands there", async () => {
+  const [kept, changed] = [noise(700_000, 1), noise(300_000, 2)];
+  const before = await put("before.tar", await tarOf({ log: noise(10_000, 3), kept, changed }));
+  const after = await put("after.tar", await tarOf({ log: noise(30_000, 4), kept, changed }));
+  const assembly = new Assembly(join(directory, "out"));
+  const first = await makeRecipe("part.tar", before, "tar");
+  await assembly.receive(Readable.from(framesOf(before, "tar", new Set(await assembly.begin([first], [])))));
+  const recipe = await makeRecipe("part.tar", after, "tar");
+  const second = new Assembly(join(directory, "out"));
+  const missing = new Set(await second.begin([recipe], []));
+  const bytes = recipe.pieces.reduce((sum, [digest, length]) => sum + (missing.has(digest) ? length : 0), 0);
+  expect(bytes).toBeLessThan(40_000);
+  await second.receive(Readable.from(framesOf(after, "tar", missing)));
+  await second.seal([recipe]);
+  expect((await readFile(second.partPath("part.tar"))).equals(await readFile(after))).toBe(true);
+  expect(await readdir(join(directory, "out"))).toEqual(["part.tar"]);
+});
+
+it("thousands of links in a row are not one piece", async () => {
+  const archive = pack();
+  for (let index = 0; index < 3000; index++) archive.entry({ name: `link-${index}`, type: "symlink", linkname: "there" });
+  archive.entry({ name: "file" }, "content");
+  archive.finalize();
+  const path = await put("links.tar", await buffer(archive));
+  const { sent, result } = await transfer(path, "tar");
+  expect(sent).toBeGreaterThan(1_500_000);
+  expect(result.equals(await readFile(path))).toBe(true);
+});
 
 describe("a recipe", () => {
   it("cuts any bytes, tar or not, into pieces that make up the file again", async () => {

@@ -12,7 +12,7 @@ import type { MoveReport } from "../../../provider/agent/handoffProtocol.ts";
 import type { InstanceRecord } from "../../../provider/agent/records.ts";
 import { recover } from "../../../provider/agent/recover.ts";
 import type { Services } from "../../../provider/agent/services.ts";
-import type { Guest, Part } from "../../../provider/hypervisors/types.ts";
+import type { Ahead, Guest, Part } from "../../../provider/hypervisors/types.ts";
 import { FakeDriver } from "../../fakes/driver.ts";
 import { FakeLive } from "../../fakes/liveDriver.ts";
 import { freePort } from "../../freePort.ts";
@@ -44,11 +44,13 @@ export class World {
 export class MovingDriver extends FakeDriver {
   readonly node: string;
   readonly live?: FakeLive;
+  readonly ahead?: Ahead;
   readonly #world: World;
 
   constructor(node: string, world: World, live: boolean) {
     super();
     if (live) this.live = new FakeLive(this);
+    else this.ahead = { diskBytes: () => Promise.resolve(1), exportParts: (guest) => this.exportParts(guest) };
     this.node = node;
     this.#world = world;
     world.drivers.push(this);
