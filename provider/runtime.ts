@@ -11,7 +11,7 @@ import { readSettings, type Settings } from "./settings.ts";
 import { Gate } from "./transport/gate.ts";
 import { currentOperator } from "./transport/operator.ts";
 import { createHostPool } from "./transport/pool.ts";
-import { restOverHttps, restOverSsh } from "./transport/rest.ts";
+import type * as Rests from "./transport/rest.ts";
 import type { ConnectionSettings, RemoteHost, Rest } from "./transport/types.ts";
 
 /** What all operations of one run of the engine share. */
@@ -83,6 +83,7 @@ function bundle(): string {
 }
 
 async function openAgent(host: RemoteHost, watch: Pick<Context, "signal" | "status">): Promise<AgentClient> {
+  const { restOverSsh } = await http();
   const rest = shared(`agent ${host.label} ${host.hostKeyFingerprint}`, () => restOverSsh(host, paths.socket, `agent on ${host.label}`));
   return connectAgent(host, rest, { ...watch, bundle: bundle() });
 }
@@ -92,6 +93,7 @@ async function openLxd(
   remote: Parameters<Context["lxd"]>[1],
   open: (connection: ConnectionSettings) => Promise<RemoteHost>,
 ): Promise<Rest> {
+  const { restOverHttps, restOverSsh } = await http();
   if (remote) return shared(`lxd ${JSON.stringify(remote)}`, () => restOverHttps({ ...remote, label: `LXD at ${remote.address}` }));
   const host = await open(connection);
   const found = (await host.run(`for socket in ${lxdSockets.join(" ")}; do [ -S "$socket" ] && echo "$socket"; done; true`))
@@ -102,6 +104,11 @@ async function openLxd(
       fix: "start LXD there, or let the Hypervisor install it",
     });
   return shared(`lxd ${host.label} ${found}`, () => restOverSsh(host, found, `LXD on ${host.label}`));
+}
+
+/** Loaded when a node is first reached. */
+function http(): Promise<typeof Rests> {
+  return import("./transport/rest.ts");
 }
 
 function shared(key: string, make: () => Rest): Rest {
