@@ -48,7 +48,7 @@ export function checkPrepare({ spec, epoch }: { spec: InstanceSpec; epoch: numbe
   }
   if (known > epoch || (role === "released" && known === epoch)) {
     throw new CloudletError("CONFLICT", `${spec.id} was here at epoch ${known}, so a move at epoch ${epoch} is out of date`, {
-      fix: "run `pulumi refresh` to see where the cloudlet is",
+      fix: "run `pulumi refresh` to see where the cloudlet is; if it was made anew while a node's clock was wrong, correct that clock and replace it",
     });
   }
 }
