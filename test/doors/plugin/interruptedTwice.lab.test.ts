@@ -4,6 +4,17 @@ import type { Outcome } from "../../engine.ts";
 import { engines, FaultBench, otherOf } from "../../faults/bench.ts";
 import { openGateways, watchSubscriber, type Declaration, type GatewayName } from "../../gateways.ts";
 
+/** Ctrl-C, for engines that have not ended meanwhile. */
+function press(): void {
+  for (const pid of engines()) {
+    try {
+      process.kill(pid, "SIGINT");
+    } catch (error) {
+      if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+    }
+  }
+}
+
 type Cut = Outcome & { afterMillis: number };
 
 describe("a run that is interrupted", () => {
@@ -27,7 +38,7 @@ describe("a run that is interrupted", () => {
       interrupt.abort();
       while (twice && !ended) {
         await sleep(10);
-        for (const pid of engines()) process.kill(pid, "SIGINT");
+        press();
       }
       return at;
     });
