@@ -32,7 +32,8 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
     });
   }
   if (here === undefined || (here.ownership.role === "released" && here.leaving !== true)) {
-    if (arrived) return undefined;
+    // the agents may have ended the move since the target was asked
+    if (arrived || (await target.instance(id))?.ownership.role === "owner") return undefined;
     throw new CloudletError("NOT_FOUND", `neither ${from} nor ${to} has cloudlet "${id}"`, {
       fix: "run `pulumi refresh`, which will drop it from the state, then `pulumi up` to make it anew",
     });

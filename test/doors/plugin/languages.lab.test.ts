@@ -105,7 +105,8 @@ describe("with the plugin installed from a release's tarball", () => {
     let python: string;
     beforeAll(async () => {
       directory = await openExample("python");
-      python = (await run(join(repository, "tools/setup/python"), [])).trim().split("\n").at(-1) ?? "";
+      // what it says of its work comes after it
+      [python = ""] = (await run(join(repository, "tools/setup/python"), [])).split("\n");
       // a copy, as building leaves files
       await cp(join(repository, "sdk/python"), join(folder, "sdk"), { recursive: true });
       const flags = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"];
