@@ -2,8 +2,9 @@ import { CloudletError } from "../core/errors.ts";
 import type { ForeignGuest, ForeignGuests } from "../hypervisors/types.ts";
 import { bringTo, guestOf, imagesOf } from "./instances.ts";
 import type { JobContext } from "./jobs.ts";
+import { isHere } from "./protocol.ts";
 import type { Foreign, InstanceSpec, InstanceStatus, Kind, VerbArgs } from "./protocol.ts";
-import { allocateNetwork, isHere } from "./records.ts";
+import { allocateNetwork, freshOwnership } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
 
@@ -97,7 +98,7 @@ async function claim(
     const others = [...(await services.records.list()).filter(({ spec }) => spec.id !== id), ...(await services.builds.list())];
     const record: InstanceRecord = {
       spec: specOf(found, { id, owner, kind }),
-      ownership: { epoch: Math.max(Date.now(), (gone?.ownership.epoch ?? 0) + 1), role: "owner" },
+      ownership: freshOwnership(gone),
       network: allocateNetwork(id, new Set(others.map(({ network }) => network.address))),
       complete: false,
       restartPending: false,

@@ -6,9 +6,8 @@ import { abilitiesOf } from "../hypervisors/types.ts";
 import type { Driver } from "../hypervisors/types.ts";
 import { readJson, syncDirectory, writeDurably } from "./durable.ts";
 import type { JobContext } from "./jobs.ts";
-import { hypervisorSpecSchema } from "./protocol.ts";
+import { hypervisorSpecSchema, isHere } from "./protocol.ts";
 import type { HypervisorSpec, HypervisorStatus, Kind } from "./protocol.ts";
-import { isHere } from "./records.ts";
 import type { Records } from "./records.ts";
 
 /** Stacks may share a gateway, and so its one hypervisor. */

@@ -9,12 +9,12 @@ import { bringTo, guestOf, imagesOf, instanceStatus, requireOwner } from "./inst
 import type { Opened } from "./instances.ts";
 import { wasCancelled } from "./jobs.ts";
 import type { JobContext } from "./jobs.ts";
-import { dataPort, guestName } from "./protocol.ts";
+import { dataPort, guestName, isHere } from "./protocol.ts";
 import type { InstanceSpec, InstanceStatus, Offer, VerbArgs } from "./protocol.ts";
 import { forgetArrived } from "./moves/copies.ts";
 import { MoveFiles } from "./moves/files.ts";
 import { endForwards } from "./moves/forwarding.ts";
-import { allocateNetwork, isHere } from "./records.ts";
+import { allocateNetwork, freshOwnership } from "./records.ts";
 import type { InstanceRecord } from "./records.ts";
 import type { Services } from "./services.ts";
 import { fetchImages, prepareSynthesis } from "./synthesis/prepare.ts";
@@ -208,8 +208,7 @@ async function claim(
     const wasPending = existing?.restartPending ?? false;
     const changed = existing !== undefined && JSON.stringify(existing.spec) !== JSON.stringify(spec);
     const record: InstanceRecord = {
-      // from the clock, as other nodes may remember a former one of this id at a later epoch than this node does
-      ownership: { epoch: Math.max(Date.now(), (gone?.ownership.epoch ?? 0) + 1), role: "owner" },
+      ownership: freshOwnership(gone),
       network: allocateNetwork(spec.id, new Set([...others, ...(await services.builds.list())].map((other) => other.network.address))),
       ...existing,
       spec,

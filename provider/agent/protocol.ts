@@ -258,6 +258,11 @@ export const instanceStatusSchema = z.object({
 });
 export type InstanceStatus = z.infer<typeof instanceStatusSchema>;
 
+/** Whether anything of the cloudlet is on this node; of one that moved away there is only a note. */
+export function isHere({ ownership, leaving }: Pick<InstanceStatus, "ownership" | "leaving">): boolean {
+  return ownership.role !== "released" || leaving === true;
+}
+
 // --- volumes ---------------------------------------------------------------------------------------
 
 export const volumeSpecSchema = z.object({ id: idSchema, owner: z.string(), kind: kindSchema, sizeMib: z.int() });

@@ -68,9 +68,9 @@ export const recordSchema = z.object({
 });
 export type InstanceRecord = z.infer<typeof recordSchema>;
 
-/** Whether anything of the cloudlet is on this node; of one that moved away there is only a note. */
-export function isHere({ ownership, leaving }: InstanceRecord): boolean {
-  return ownership.role !== "released" || leaving === true;
+/** Of a cloudlet that is made here. Later than whatever this node remembers of a former one of its id, and, by the clock, than what others do. */
+export function freshOwnership(gone: InstanceRecord | undefined): InstanceRecord["ownership"] {
+  return { epoch: Math.max(Date.now(), (gone?.ownership.epoch ?? 0) + 1), role: "owner" };
 }
 
 /** What this node knows about cloudlets: one directory each, named for the guest; the record is the truth, the rest belongs to the driver. */

@@ -1,6 +1,6 @@
 import { CloudletError } from "../core/errors.ts";
 import type { JobContext } from "./jobs.ts";
-import { isHere } from "./records.ts";
+import { isHere } from "./protocol.ts";
 import type { Services } from "./services.ts";
 import { endBuilds } from "./synthesis/buildGuest.ts";
 

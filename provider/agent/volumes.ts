@@ -5,9 +5,8 @@ import { CloudletError } from "../core/errors.ts";
 import { exists, readJson, syncDirectory, writeDurably } from "./durable.ts";
 import type { Hypervisors } from "./hypervisors.ts";
 import type { JobContext } from "./jobs.ts";
-import { guestName, volumeSpecSchema, volumeStatusSchema } from "./protocol.ts";
+import { guestName, isHere, volumeSpecSchema, volumeStatusSchema } from "./protocol.ts";
 import type { InstanceSpec, VolumeSpec, VolumeStatus } from "./protocol.ts";
-import { isHere } from "./records.ts";
 import type { Records } from "./records.ts";
 
 export const volumeRecordSchema = z.object({ spec: volumeSpecSchema, place: volumeStatusSchema.shape.place, peer: z.string().optional() });

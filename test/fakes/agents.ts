@@ -17,6 +17,13 @@ import { CloudletError } from "../../provider/core/errors.ts";
 
 export const digestOf = (text: string): string => createHash("sha256").update(text).digest("hex");
 
+/** Of the operator's files, by their paths. */
+export const fakeDigests = {
+  digestFile: async (path: string) => digestOf(path),
+  digestDirectory: async (path: string) => digestOf(path),
+  digestOverlay: async (path: string) => digestOf(path),
+};
+
 const certificate = "c".repeat(64);
 
 /** One node as the resources see it through its agent: blobs, kept images and overlays, cloudlets; all in memory. */

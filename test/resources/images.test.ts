@@ -7,14 +7,9 @@ import { create, inputsOf, read, remove, update, type State } from "../../provid
 import { baseImage } from "../../provider/resources/baseImage.ts";
 import { cloudlet } from "../../provider/resources/cloudlet/index.ts";
 import { overlay } from "../../provider/resources/overlay.ts";
-import { digestOf, FakeWorld } from "../fakes/agents.ts";
+import { digestOf, fakeDigests, FakeWorld } from "../fakes/agents.ts";
 
 const owner = "project/dev";
-const local = {
-  digestFile: async (path: string) => digestOf(path),
-  digestDirectory: async (path: string) => digestOf(path),
-  digestOverlay: async (path: string) => digestOf(path),
-};
 const reach = (node: string) => ({ connection: { host: node }, nodeAddress: node });
 const at = (...nodes: string[]) => ({
   nodes: nodes.map((node) => `${node}/kvm`),
@@ -35,7 +30,7 @@ class Declared {
 
   async check(news: State): Promise<{ inputs: State; explanation?: string | undefined }> {
     const old = this.state && inputsOf(this.#definition, this.state);
-    const checked = await checkInputs(this.#definition, { news, old, declarations: new Declarations(), local });
+    const checked = await checkInputs(this.#definition, { news, old, declarations: new Declarations(), local: fakeDigests });
     expect(checked.issues).toEqual([]);
     return checked;
   }

@@ -4,15 +4,10 @@ import { Declarations } from "../../provider/core/declarations.ts";
 import type { ResourceDefinition } from "../../provider/core/define.ts";
 import { create, inputsOf, update, type State } from "../../provider/core/reconcile.ts";
 import { cloudlet as definition } from "../../provider/resources/cloudlet/index.ts";
-import { digestOf, FakeWorld } from "../fakes/agents.ts";
+import { fakeDigests, FakeWorld } from "../fakes/agents.ts";
 
 const id = "faces/server";
 const cloudlet = definition as unknown as ResourceDefinition;
-const local = {
-  digestFile: async (path: string) => digestOf(path),
-  digestDirectory: async (path: string) => digestOf(path),
-  digestOverlay: async (path: string) => digestOf(path),
-};
 
 async function declared(node: string, old?: State): Promise<State> {
   const news = {
@@ -24,7 +19,7 @@ async function declared(node: string, old?: State): Promise<State> {
     nodeAddress: node,
     base: { file: "debian.qcow2" },
   };
-  const { inputs, issues } = await checkInputs(cloudlet, { news, old, declarations: new Declarations(), local });
+  const { inputs, issues } = await checkInputs(cloudlet, { news, old, declarations: new Declarations(), local: fakeDigests });
   expect(issues).toEqual([]);
   return inputs;
 }

@@ -5,14 +5,9 @@ import type { ResourceDefinition } from "../../provider/core/define.ts";
 import { diffInputs } from "../../provider/core/diff.ts";
 import { create, inputsOf, read, remove, update, type State } from "../../provider/core/reconcile.ts";
 import { cloudlet as definition } from "../../provider/resources/cloudlet/index.ts";
-import { digestOf, FakeWorld } from "../fakes/agents.ts";
+import { digestOf, fakeDigests, FakeWorld } from "../fakes/agents.ts";
 
 const owner = "project/dev";
-const local = {
-  digestFile: async (path: string) => digestOf(path),
-  digestDirectory: async (path: string) => digestOf(path),
-  digestOverlay: async (path: string) => digestOf(path),
-};
 const reach = (node: string) => ({ connection: { host: node }, nodeAddress: node });
 const cloudlet = definition as unknown as ResourceDefinition;
 
@@ -38,7 +33,7 @@ beforeEach(() => {
 
 async function check(news: State) {
   const old = state && inputsOf(cloudlet, state);
-  const checked = await checkInputs(cloudlet, { news, old, declarations: new Declarations(), local });
+  const checked = await checkInputs(cloudlet, { news, old, declarations: new Declarations(), local: fakeDigests });
   expect(checked.issues).toEqual([]);
   return checked;
 }

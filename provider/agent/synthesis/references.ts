@@ -2,7 +2,8 @@ import { open } from "node:fs/promises";
 import { manifestSchema, maxManifestBytes } from "../../synthesis/manifest.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import { readJson } from "../durable.ts";
-import { isHere, type InstanceRecord } from "../records.ts";
+import { isHere } from "../protocol.ts";
+import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 
 type Parts = Pick<Services, "store" | "records" | "builds" | "images" | "overlays" | "preseeds" | "offers">;

@@ -16,11 +16,6 @@ export async function findForeign(
   return (await agent.foreign({ name, id, owner })) ?? (await agent.foreign({ name: guestName(id), id, owner }));
 }
 
-/** Whether it is more than the note that a node keeps of a cloudlet which has moved away. */
-export function isHere(found: InstanceStatus | undefined): boolean {
-  return found !== undefined && (found.ownership.role !== "released" || found.leaving === true);
-}
-
 /** The one that was imported, while it is there and nobody has taken it over. */
 export async function stillForeign(known: Inputs & Partial<State>, agent: AgentClient): Promise<InstanceStatus | undefined> {
   const { foreign, owner } = known;

@@ -1,5 +1,5 @@
 import type { AgentClient } from "../../agent/clientTypes.ts";
-import type { InstanceSpec, InstanceStatus } from "../../agent/protocol.ts";
+import { isHere, type InstanceSpec, type InstanceStatus } from "../../agent/protocol.ts";
 import type { Context } from "../../core/context.ts";
 import { defineResource, type Adopted, type CheckContext, type Issue } from "../../core/define.ts";
 import { isMemoryName, pinDigest, type Base } from "../images.ts";
@@ -7,7 +7,7 @@ import { adoptedPlace, mustBelong, parseAdopted, parseHypervisor, removeOrForget
 import { follow } from "../supply.ts";
 import { constraints } from "./constraints.ts";
 import { inputs, outputs, type Inputs, type State } from "./fields.ts";
-import { explainTakeOver, findForeign, isHere, stillForeign, takeOver } from "./foreign.ts";
+import { explainTakeOver, findForeign, stillForeign, takeOver } from "./foreign.ts";
 import { explainMove, move } from "./move.ts";
 import { explainPreseed, observePreseeds, preseed, releasePreseeds } from "./preseed.ts";
 import { idOf, toDeclared, toSpec } from "./spec.ts";
@@ -33,7 +33,7 @@ export const cloudlet = defineResource({
   async observe(known, context) {
     const agent = await context.agent(known.connection);
     const recorded = await agent.instance(idOf(known));
-    const found = isHere(recorded) ? recorded : ((await stillForeign(known, agent)) ?? recorded);
+    const found = recorded !== undefined && isHere(recorded) ? recorded : ((await stillForeign(known, agent)) ?? recorded);
     if (found === undefined || found.spec.owner !== known.owner) return undefined;
     return { ...toState(known, found), ...(await observePreseeds(known, context)) };
   },
@@ -117,7 +117,8 @@ async function adopt({ id, owner }: Adopted, context: Context): Promise<State | 
   const reach = adoptedPlace(place);
   const agent = await context.agent(reach.connection);
   const recorded = await agent.instance(identity);
-  const found = isHere(recorded) ? recorded : ((await findForeign({ id: identity, owner, ...reach }, agent)) ?? recorded);
+  const found =
+    recorded !== undefined && isHere(recorded) ? recorded : ((await findForeign({ id: identity, owner, ...reach }, agent)) ?? recorded);
   if (found === undefined) return undefined;
   mustBelong(`cloudlet "${identity}"`, { owners: [found.spec.owner], owner });
   const { base, ...declared } = toDeclared(found.spec);

@@ -1,4 +1,4 @@
-import type { InstanceStatus, Kind } from "../../agent/protocol.ts";
+import { isHere, type InstanceStatus, type Kind } from "../../agent/protocol.ts";
 import type { AgentClient } from "../../agent/clientTypes.ts";
 import type { Context } from "../../core/context.ts";
 import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
@@ -31,7 +31,7 @@ export async function move(want: Inputs, old: Inputs & Partial<State>, context: 
       fix: `set hypervisor to the one on ${here.ownership.peer} and run \`pulumi up\`, then move it from there`,
     });
   }
-  if (here === undefined || (here.ownership.role === "released" && here.leaving !== true)) {
+  if (here === undefined || !isHere(here)) {
     // the agents may have ended the move since the target was asked
     if (arrived || (await target.instance(id))?.ownership.role === "owner") return undefined;
     throw new CloudletError("NOT_FOUND", `neither ${from} nor ${to} has cloudlet "${id}"`, {

@@ -77,10 +77,10 @@ export class DiskRounds {
       const client = await NbdClient.connect(this.#socket, name, [...new Set([context, allocation])]);
       try {
         const mine = (await client.extents(context)).filter(({ flags }) => wanted(flags));
-        const zeros = (await client.extents(allocation)).filter(({ flags }) => (flags & zeroFlag) !== 0);
-        const { there, zero } = splitBy(mine, zeros);
+        const known = (await client.extents(allocation)).filter(({ flags }) => (flags & zeroFlag) !== 0);
+        const { there, empty } = splitBy(mine, known);
         // gigabytes perhaps, which the guest has given back
-        for (const { offset, length } of zero) yield { disk, unit: offset / pageBytes, data: length / pageBytes };
+        for (const { offset, length } of empty) yield { disk, unit: offset / pageBytes, data: length / pageBytes };
         for (const pieces of together(there)) {
           signal.throwIfAborted();
           const read = await Promise.all(pieces.map(async (piece) => ({ ...piece, data: await client.read(piece.offset, piece.length) })));
@@ -102,28 +102,28 @@ function bitmapOf(round: number): string {
   return `${prefix}${String(round)}`;
 }
 
-/** What of `mine` lies in `zeros`, in whole units, and what does not; both are in order. */
-export function splitBy(mine: readonly Piece[], zeros: readonly Piece[]): { there: Piece[]; zero: Piece[] } {
-  const [there, zero]: [Piece[], Piece[]] = [[], []];
+/** What of `mine` lies in what is known to be zeros, in whole units, and what does not; both are in order. */
+export function splitBy(mine: readonly Piece[], known: readonly Piece[]): { there: Piece[]; empty: Piece[] } {
+  const [there, empty]: [Piece[], Piece[]] = [[], []];
   const add = (to: Piece[], from: number, end: number): void => void (from < end && to.push({ offset: from, length: end - from }));
   let next = 0;
   for (const { offset, length } of mine) {
     let at = offset;
     const end = offset + length;
-    for (let look = next; look < zeros.length; look++) {
-      const { offset: start, length: zeroBytes } = zeros[look] ?? { offset: end, length: 0 };
+    for (let look = next; look < known.length; look++) {
+      const { offset: start, length: zeroBytes } = known[look] ?? { offset: end, length: 0 };
       if (start >= end) break;
       if (start + zeroBytes <= offset) next = look + 1;
       const from = Math.ceil(Math.max(at, start) / pageBytes) * pageBytes;
       const to = Math.floor(Math.min(end, start + zeroBytes) / pageBytes) * pageBytes;
       if (from >= to) continue;
       add(there, at, from);
-      add(zero, from, to);
+      add(empty, from, to);
       at = to;
     }
     add(there, at, end);
   }
-  return { there, zero };
+  return { there, empty };
 }
 
 /** As much as is read at once, in pieces. */

@@ -25,12 +25,12 @@ function unitsIn(list: readonly Piece[]): number[] {
 it("splits what changed into whole units that are known to be zeros and all others, and loses nothing", () => {
   fc.assert(
     fc.property(pieces(unit), pieces(sector), (mine, zeros) => {
-      const { there, zero } = splitBy(mine, zeros);
+      const { there, empty } = splitBy(mine, zeros);
       const known = unitsIn(mine).filter((at) =>
         zeros.some(({ offset, length }) => offset <= at * unit && (at + 1) * unit <= offset + length),
       );
-      expect(unitsIn(zero)).toEqual(known);
-      expect([...unitsIn(there), ...unitsIn(zero)].sort((a, b) => a - b)).toEqual(unitsIn(mine));
+      expect(unitsIn(empty)).toEqual(known);
+      expect([...unitsIn(there), ...unitsIn(empty)].sort((a, b) => a - b)).toEqual(unitsIn(mine));
     }),
   );
 });
