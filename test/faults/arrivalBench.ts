@@ -33,6 +33,8 @@ const needed = 0.72;
 const link = { mbit: 40 };
 // so slow that a busy machine comes to see each phase before all is there
 const crawl = { mbit: 2 };
+// a guest that comes to read only now what it needs would wait for most of the rest
+const crawlMillis = 15_000;
 // more than is read before the first reply, so that there is a time after it
 const script = "mkdir -p /opt && dd if=/dev/urandom of=/opt/data bs=1M count=6 2>/dev/null && cat /opt/data >/dev/null";
 
@@ -46,7 +48,8 @@ export class ArrivalBench {
   readonly bench: OverlayBench;
   readonly overlay: OverlayStatus;
   readonly #blobs: { digest: string; index: string; pack: string };
-  #slow = false;
+  /** Since when the link crawls. */
+  #slowSince: number | undefined;
   #still = false;
 
   constructor(bench: OverlayBench, overlay: OverlayStatus, blobs: { index: string; pack: string }) {
@@ -95,8 +98,7 @@ export class ArrivalBench {
   /** The link is there, and as fast as it was. */
   async heal(): Promise<void> {
     await this.lab.heal("gw1");
-    if (this.#slow) await this.lab.shape("gw1", link);
-    this.#slow = false;
+    await this.#quicken();
     if (this.#still) await this.bench.gateways.signalAgent("gw2", "CONT");
     this.#still = false;
   }
@@ -157,15 +159,18 @@ export class ArrivalBench {
   async #until(phase: Phase, end: Promise<string>): Promise<string | undefined> {
     let ended: string | undefined;
     void end.then((text) => (ended = text));
+    let crawled = false;
     for (const deadline = Date.now() + phaseMillis; !this.#reached(phase); await sleep(5)) {
       if (ended !== undefined) return ended;
-      if (Date.now() > deadline) return "nothing happened";
+      if (Date.now() > deadline) return `nothing happened, with ${(this.#share() * 100).toFixed()} % here and ${await this.#told()}`;
       if (this.#still) continue;
       // what is read before the first reply is there by now
-      if (!this.#slow && this.#share() > needed) {
-        this.#slow = true;
+      if (!crawled && this.#share() > needed) {
+        crawled = true;
+        this.#slowSince = Date.now();
         await this.lab.shape("gw1", crawl);
       }
+      if (Date.now() - (this.#slowSince ?? Infinity) > crawlMillis) await this.#quicken();
       if (phase === "before it settles" && this.#reached("after the first reply")) await this.#holdAgent();
     }
     return undefined;
@@ -175,8 +180,17 @@ export class ArrivalBench {
   async #holdAgent(): Promise<void> {
     this.#still = true;
     await this.bench.gateways.signalAgent("gw2", "STOP");
-    if (this.#slow) await this.lab.shape("gw1", link);
-    this.#slow = false;
+    await this.#quicken();
+  }
+
+  async #quicken(): Promise<void> {
+    if (this.#slowSince !== undefined) await this.lab.shape("gw1", link);
+    this.#slowSince = undefined;
+  }
+
+  /** What its node says of it. */
+  async #told(): Promise<string> {
+    return JSON.stringify(await this.status().catch(describeError));
   }
 
   #reached(phase: Phase): boolean {
