@@ -13,10 +13,10 @@ export function defined(args: object): object {
   return Object.fromEntries(Object.entries(args).filter(([, value]) => value !== undefined));
 }
 
-/** The arguments with their secrets marked, the name's default, the owner, and every output's name. */
-export function propertiesOf(type: TypeName, name: string, args: object): pulumi.Inputs {
+/** The arguments with their secrets marked, the owner, and every output's name. */
+export function propertiesOf(type: TypeName, args: object): pulumi.Inputs {
   const { outputs, secrets } = traits[type];
-  const given = Object.entries({ name, ...args, owner: `${pulumi.getProject()}/${pulumi.getStack()}` });
+  const given = Object.entries({ ...args, owner: `${pulumi.getProject()}/${pulumi.getStack()}` });
   return {
     // pulumi resolves only those outputs whose names it is given
     ...Object.fromEntries(outputs.map((output) => [output, undefined])),

@@ -15,9 +15,14 @@ export function diffInputs(inputs: z.ZodObject, have: Record<string, unknown>, w
 }
 
 /** An imported state with the origins that the program has told since. */
-export function withOrigins(inputs: z.ZodObject, have: Record<string, unknown>, told: Record<string, unknown>): Record<string, unknown> {
+export function withOrigins(
+  inputs: z.ZodObject,
+  have: Record<string, unknown>,
+  tell: () => Record<string, unknown>,
+): Record<string, unknown> {
   const fields = fieldsOf(inputs);
-  if (!isImported(fields, have)) return have;
+  if (!fields.some(({ meta }) => meta.origin) || !isImported(fields, have)) return have;
+  const told = tell();
   const origins = fields.filter(({ name, meta }) => meta.origin && !isNone(told[name]));
   return { ...have, ...Object.fromEntries(origins.map(({ name }) => [name, told[name]])) };
 }

@@ -96,5 +96,5 @@ function registration(
   { name, given, options }: Registered,
 ): [pulumi.dynamic.ResourceProvider, string, pulumi.Inputs, pulumi.CustomResourceOptions, string, string] {
   const all = optionsOf(type, { elsewhere: `cloudlet:index:${type}`, options });
-  return [providers[type], name, propertiesOf(type, name, given), all, "cloudlet", type];
+  return [providers[type], name, propertiesOf(type, { name, ...given }), all, "cloudlet", type];
 }

@@ -92,5 +92,6 @@ interface Registered {
 /** What a class hands to its base class. */
 function registration(type: TypeName, { name, given, options }: Registered): [string, string, pulumi.Inputs, pulumi.CustomResourceOptions] {
   const all = optionsOf(type, { elsewhere: `pulumi-nodejs:dynamic/cloudlet:${type}`, options });
-  return [`cloudlet:index:${type}`, name, propertiesOf(type, name, given), all];
+  // a name that is left out comes back from the plugin, which is told of the project's autonaming
+  return [`cloudlet:index:${type}`, name, propertiesOf(type, { name: undefined, ...given }), all];
 }

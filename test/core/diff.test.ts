@@ -110,7 +110,7 @@ describe("diff of what a digest identifies", () => {
     const imported = { digest: "1", files: [] };
     const first = { script: "a", files: ["x"] };
     expect(paths(imported, first)).toEqual([]);
-    const then = withOrigins(described, imported, first);
+    const then = withOrigins(described, imported, () => first);
     expect(paths(then, first)).toEqual([]);
     expect(paths(then, { ...first, script: "b" })).toEqual(["script"]);
     expect(paths(then, { ...first, files: [] })).toEqual(["files[0]"]);

@@ -77,6 +77,7 @@ export class Operations {
     response.setAcceptresources(true);
     response.setAcceptoutputs(true);
     response.setSupportspreview(true);
+    response.setSupportsAutonamingConfiguration(true);
     return Promise.resolve(response);
   }
 
@@ -90,10 +91,11 @@ export class Operations {
     const response = new providerPb.CheckResponse();
     try {
       const news = fromStruct(request.getNews());
-      const before = { ...fromStruct(request.getOlds()).values, ...fromStruct(request.getOldOutputs()).values };
+      // an engine that does not send the state sends the inputs of before
+      const before = fromStruct(request.getOldOutputs() ?? request.getOlds()).values;
       const { inputs, issues, explanation } = await checkInputs(definition, {
         news: news.values,
-        defaults: { name: subject.name, owner: subject.owner },
+        defaults: { name: nameFor(subject, request.getAutonaming(), before), owner: subject.owner },
         old: Object.keys(before).length === 0 ? undefined : before,
         declarations: this.#declarations,
         local: this.#door.digests,
@@ -112,7 +114,7 @@ export class Operations {
   diff(request: Messages.DiffRequest): Promise<Messages.DiffResponse> {
     const definition = this.#find(parseUrn(request.getUrn()).token);
     const [want, olds] = [fromStruct(request.getNews()).values, fromStruct(request.getOlds()).values];
-    const have = withOrigins(definition.inputs, olds, fromStruct(request.getOldInputs()).values);
+    const have = withOrigins(definition.inputs, olds, () => fromStruct(request.getOldInputs()).values);
     const changes = withoutIgnored(diffInputs(definition.inputs, have, want), request.getIgnorechangesList());
     const explanation = changes.length > 0 ? explainChange(definition, want, have) : undefined;
     if (explanation !== undefined) this.#door.report(request.getUrn()).note(explanation);
@@ -140,7 +142,7 @@ export class Operations {
     const subject = parseUrn(request.getUrn());
     const definition = this.#find(subject.token);
     const [inputs, olds] = [fromStruct(request.getNews()), fromStruct(request.getOlds()).values];
-    const old = withOrigins(definition.inputs, olds, fromStruct(request.getOldInputs()).values);
+    const old = withOrigins(definition.inputs, olds, () => fromStruct(request.getOldInputs()).values);
     const response = new providerPb.UpdateResponse();
     if (request.getPreview()) {
       response.setProperties(stored(definition, reconcile.preview(definition, inputs.values, old), inputs));
@@ -166,7 +168,11 @@ export class Operations {
       { subject, definition, inputs: known, verb: "reading", seconds: request.getTimeout() },
       async (context) => {
         if (imported) return reconcile.adopt(definition, { id, name: subject.name, owner: subject.owner }, context);
-        const state = await reconcile.read(definition, withOrigins(definition.inputs, known.values, last.values), context);
+        const state = await reconcile.read(
+          definition,
+          withOrigins(definition.inputs, known.values, () => last.values),
+          context,
+        );
         return state && { id, state };
       },
     );
@@ -242,6 +248,15 @@ interface Task {
   verb: string;
   seconds: number;
 }
+
+/** The Pulumi name, unless `pulumi:autonaming` says otherwise; what is there keeps the name that it was made with. */
+function nameFor(subject: Subject, asked: Autonaming | undefined, before: Record<string, unknown>): unknown {
+  if (asked === undefined) return subject.name;
+  // an absent name is then an issue like any other
+  if (asked.getMode() === providerPb.CheckRequest.AutonamingOptions.Mode.DISABLE) return undefined;
+  return before["name"] ?? asked.getProposedName();
+}
+type Autonaming = Messages.CheckRequest.AutonamingOptions;
 
 /** Secret is what the schema says, and what the program says. */
 function secretsOf(definition: ResourceDefinition, given: Decoded): string[][] {

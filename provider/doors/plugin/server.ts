@@ -18,7 +18,8 @@ export interface Served {
 
 /** Listens on a loopback port that the system chooses. */
 export async function serve(served: Served): Promise<{ port: number; close(): void }> {
-  const server = new Server({ "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1 });
+  // nobody asks for its statistics
+  const server = new Server({ "grpc.max_receive_message_length": -1, "grpc.max_send_message_length": -1, "grpc.enable_channelz": 0 });
   server.addService(services.ResourceProviderService, implementation(served));
   const port = await new Promise<number>((resolve, reject) => {
     server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, bound) => (error ? reject(error) : resolve(bound)));
@@ -60,6 +61,7 @@ function introduction({ version, schema, attach }: Served): UntypedServiceImplem
       response.setAcceptSecrets(true);
       response.setAcceptResources(true);
       response.setAcceptOutputs(true);
+      response.setSupportsAutonamingConfiguration(true);
       return Promise.resolve(response);
     }),
     attach: unary((request: PluginAttach) => {

@@ -1,8 +1,8 @@
 import { existsSync } from "node:fs";
-import { writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { secret } from "@pulumi/pulumi";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { openToyStack, type ToyArgs, type ToyStack } from "../toyStack.ts";
 
 /** What Pulumi's protocol has and its dynamic resources lack, with toys and the real engine. */
@@ -31,6 +31,40 @@ it("takes the Pulumi name where none is given, and is found without a warning", 
   expect((await stack.state())[0]?.id).toBe("a");
   expect(made.text).not.toMatch(/warning|\$PATH/i);
   expect(await stack.stateText()).not.toContain("hunter2");
+});
+
+describe("where the project says how to name", () => {
+  const settings = (): string => join(stack.directory, "Pulumi.dev.yaml");
+  let before: string;
+  beforeAll(async () => {
+    before = await readFile(settings(), "utf8");
+    expect(before).not.toContain("config:");
+  });
+  afterEach(() => writeFile(settings(), before));
+  const configure = (autonaming: string): Promise<void> =>
+    writeFile(settings(), `${before}\nconfig:\n  pulumi:autonaming:\n    ${autonaming}\n`);
+
+  it.each([
+    ["pattern: ${name}edge", "bedge"],
+    ["mode: verbatim", "b"],
+  ])("%s: what is new has that name, and what is there keeps its own", async (autonaming, name) => {
+    await configure(autonaming);
+    const there = await stack.preview(declare(full));
+    expect(there, there.text).toMatchObject({ ok: true, counts: { same: 2 } });
+    const made = await stack.preview(async () => {
+      new stack.Toy("a", { folder: stack.node, ...full });
+      new stack.Toy("b", { folder: stack.node });
+      return Promise.resolve({});
+    });
+    expect(made, made.text).toMatchObject({ ok: true, counts: { same: 2, create: 1 } });
+    expect(made.text).toMatch(new RegExp(`name +: "${name}"`));
+  });
+
+  it("mode: disabled: a name must be given", async () => {
+    await configure("mode: disabled");
+    expect((await stack.preview(declare(full))).text).toMatch(/name: is missing; set it/);
+    expect(await stack.preview(declare({ ...full, name: "a" }))).toMatchObject({ ok: true, counts: { same: 2 } });
+  });
 });
 
 it("names what differs by its nested path, and what of it replaces", async () => {
