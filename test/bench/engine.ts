@@ -19,12 +19,12 @@ some, the start of the plugin's process, and its memory. Reaches no node and nee
 
   make bench-engine [ARGS="--repeats 3"]
 
-  --repeats  how often each operation is measured (default: 7)
+  --repeats  how often each operation is measured (default: 15)
   --out      directory of the report (default: docs/benchmarks)`;
 
 const { values } = parseArgs({
   options: {
-    repeats: { type: "string", default: "7" },
+    repeats: { type: "string", default: "15" },
     out: { type: "string", default: join(repository, "docs/benchmarks") },
     help: { type: "boolean", default: false },
   },

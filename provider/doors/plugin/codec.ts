@@ -12,7 +12,7 @@ export interface Decoded {
 /** What Pulumi's engine sends: unknown parts become the one marker of the core, references to resources their ids. */
 export function fromStruct(struct: Struct | undefined): Decoded {
   const secrets: string[][] = [];
-  return { values: struct === undefined ? {} : readFields(struct, { path: [], secrets }), secrets };
+  return { values: struct === undefined ? {} : readFields(struct, { above: undefined, secrets }), secrets };
 }
 
 /** The way back, with the parts at these paths marked as secret. What is undefined is left out. */
@@ -46,8 +46,9 @@ const unknownMarkers = new Set([
   "dd056dcd-154b-4c76-9bd3-c8f88648b5ff",
 ]);
 
+/** Where a value stands. Most are never asked for their path, so that it is put together when one is. */
 interface Place {
-  path: (string | number)[];
+  above: { place: Place; step: string | number } | undefined;
   secrets: string[][];
 }
 
@@ -57,8 +58,12 @@ function readFields(struct: Struct, place: Place): Record<string, unknown> {
   return Object.fromEntries(entries);
 }
 
-function inside({ path, secrets }: Place, step: string | number): Place {
-  return { path: [...path, step], secrets };
+function inside(place: Place, step: string | number): Place {
+  return { above: { place, step }, secrets: place.secrets };
+}
+
+function pathOf({ above }: Place): (string | number)[] {
+  return above === undefined ? [] : [...pathOf(above.place), above.step];
 }
 
 function read(value: Value, place: Place): unknown {
@@ -99,7 +104,7 @@ function readObject(struct: Struct, place: Place): unknown {
       return fields.get("id")?.getStringValue() || unknownValue;
     default: {
       const what = { [signatures.asset]: "an asset", [signatures.archive]: "an archive" }[signature] ?? "a value of an unknown kind";
-      throw new CloudletError("INVALID", `${formatPath(place.path)}: is ${what}, which nothing here takes`, {
+      throw new CloudletError("INVALID", `${formatPath(pathOf(place))}: is ${what}, which nothing here takes`, {
         fix: "give the text, or the path of the file, as a string",
       });
     }
@@ -107,8 +112,8 @@ function readObject(struct: Struct, place: Place): unknown {
 }
 
 // lists may come back in another order, so that all of their elements are secret alike
-function markSecret({ path, secrets }: Place): void {
-  secrets.push(path.map((step) => (typeof step === "number" ? "*" : step)));
+function markSecret(place: Place): void {
+  place.secrets.push(pathOf(place).map((step) => (typeof step === "number" ? "*" : step)));
 }
 
 function marked(value: unknown, secrets: readonly string[][]): Value {
@@ -131,6 +136,7 @@ function write(value: unknown, secrets: readonly string[][]): Value {
   return made;
 }
 
-function below(paths: readonly string[][], step: string): string[][] {
+function below(paths: readonly string[][], step: string): readonly string[][] {
+  if (paths.length === 0) return paths;
   return paths.filter(([first]) => first === step || first === "*").map((path) => path.slice(1));
 }

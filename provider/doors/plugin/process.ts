@@ -7,7 +7,7 @@ import { serve } from "./server.ts";
 export interface Plugin {
   version: string;
   schema(): Promise<string>;
-  /** Loaded at the first call that needs them, so that the port is known early. */
+  /** Loaded once the port is told, while the engine connects. */
   operations(report: (urn: string) => Reporter): Promise<Operations>;
 }
 
@@ -24,15 +24,20 @@ export function runPlugin({ version, schema, operations: load }: Plugin): void {
   // the engine sends SIGINT when it is done, and calls a provider that is slow to go a bug
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(0));
 
-  let operations: Promise<Operations> | undefined;
+  let loading: Promise<Operations> | undefined;
+  const operations = (): Promise<Operations> => (loading ??= load((urn) => engine.report(urn)));
   serve({
     version,
     schema,
-    operations: () => (operations ??= load((urn) => engine.report(urn))),
+    operations,
     attach: (to) => engine.at(to),
   }).then(
     // the first line is what the engine waits for
-    ({ port }) => console.log(port),
+    ({ port }) => {
+      console.log(port);
+      // the first call waits the less for it; what fails is told by that call
+      setImmediate(() => operations().catch(() => undefined));
+    },
     (error: unknown) => {
       console.error(error);
       process.exit(1);
