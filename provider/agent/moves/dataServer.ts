@@ -7,6 +7,7 @@ import type { Duplex, Readable } from "node:stream";
 import type { z } from "zod";
 import { CloudletError, codeOf } from "../../core/errors.ts";
 import { sendFile } from "../blobResponse.ts";
+import { isDiskFull } from "../durable.ts";
 import { run } from "../process.ts";
 import { digestSchema } from "../protocol.ts";
 import { rangesProtocol, serveRanges } from "../ranges.ts";
@@ -209,8 +210,7 @@ async function whileHeard<T>(incoming: IncomingMessage, receive: () => Promise<T
 
 function detailOf(error: unknown): { code: string; message: string; fix: string } {
   const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof Error && "code" in error && error.code === "ENOSPC")
-    return { code: "REFUSED", message: `its disk is full: ${message}`, fix: "free disk space on the node" };
+  if (isDiskFull(error)) return { code: "REFUSED", message: `its disk is full: ${message}`, fix: "free disk space on the node" };
   return { code: codeOf(error), message, fix: error instanceof CloudletError ? error.fix : "" };
 }
 

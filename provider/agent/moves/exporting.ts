@@ -2,7 +2,7 @@ import { createWriteStream } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { pipeline } from "node:stream/promises";
-import { CloudletError, describeError } from "../../core/errors.ts";
+import { CloudletError, codeOf, describeError } from "../../core/errors.ts";
 import type { Ahead } from "../../hypervisors/types.ts";
 import type { Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
@@ -60,11 +60,16 @@ export async function exportRunning(
   const { id, volumes } = record.spec;
   const parts: FilePart[] = [];
   const attempt = async (what: string, copy: () => Promise<FilePart[]>): Promise<void> => {
-    try {
-      parts.push(...(await copy()));
-    } catch (error) {
-      if (context.signal.aborted) throw error;
-      context.status(`${what} is only copied once it stands still: ${describeError(error)}`);
+    for (let isLast = false; ; isLast = true) {
+      try {
+        return void parts.push(...(await copy()));
+      } catch (error) {
+        if (context.signal.aborted) throw error;
+        // a file that goes while it is read ends the copy, and may be gone the next time; room would still be missing
+        if (isLast || codeOf(error) === "REFUSED")
+          return context.status(`${what} is only copied once it stands still: ${describeError(error)}`);
+        context.status(`copying ${what} once more: ${describeError(error)}`);
+      }
     }
   };
   context.status(`copying ${id} while it runs`);

@@ -4,7 +4,9 @@ import { join } from "node:path";
 import { CloudletError } from "../../core/errors.ts";
 import type { Driver, Progress } from "../../hypervisors/types.ts";
 import { layerFiles } from "../../synthesis/layerFiles.ts";
+import { isDiskFull } from "../durable.ts";
 import { guestOf, imagesOf } from "../instances.ts";
+import type { InstanceSpec } from "../protocol.ts";
 import type { InstanceRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import { deltaDigest } from "../synthesis/synthesise.ts";
@@ -70,25 +72,29 @@ export function volumePartName(index: number, sizeMib: number, format: "raw" | "
 
 /** Runs with the files in which pieces of an archive may be: the base, without its compression for as long as that takes. */
 export async function withBase<T>(
-  services: Services,
-  { record, directory }: { record: InstanceRecord; directory: string },
+  { store }: Pick<Services, "store">,
+  { kind, base: { digest }, directory }: Pick<InstanceSpec, "kind" | "base"> & { directory: string },
   use: (sources: Source[]) => Promise<T>,
 ): Promise<T> {
-  const { digest } = record.spec.base;
-  if (record.spec.kind !== "lxd" || !(await services.store.has(digest))) return use([]);
+  if (kind !== "lxd" || !(await store.has(digest))) return use([]);
   const plain = join(directory, "base.plain");
   await mkdir(directory, { recursive: true });
   try {
-    const source: Source = { path: plain, format: "tar" };
-    // an LXD image in two parts is no archive, and then all is sent
-    return await use(
-      await decompressFile(await services.store.path(digest), plain).then(
-        () => [source],
-        () => [],
-      ),
-    );
+    return await use(await plainArchive(await store.path(digest), plain));
   } finally {
     await rm(plain, { force: true });
+  }
+}
+
+/** None for an LXD image in two parts, which is no archive: then all is sent. */
+async function plainArchive(from: string, plain: string): Promise<Source[]> {
+  try {
+    await decompressFile(from, plain);
+    return [{ path: plain, format: "tar" }];
+  } catch (error) {
+    // what cannot be written now could not be written later either
+    if (isDiskFull(error)) throw error;
+    return [];
   }
 }
 

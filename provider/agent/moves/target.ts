@@ -185,7 +185,7 @@ export class MoveTarget implements Receiver {
       const { seal: _, volumes: __, ...rest } = arrival;
       await this.#files.writeArrival(id, { ...rest, phase: "prepared", mode, parts });
       const assembly = new Assembly(directory);
-      const missing = await withBase(this.#services, { record, directory }, (sources) => assembly.begin(parts, sources));
+      const missing = await withBase(this.#services, { ...record.spec, directory }, (sources) => assembly.begin(parts, sources));
       this.#assemblies.set(id, assembly);
       this.#options.onStep("begun");
       return missing;

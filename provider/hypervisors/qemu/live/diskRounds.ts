@@ -9,9 +9,9 @@ const dirtyFlag = 1;
 const zeroFlag = 2;
 const allocation = "base:allocation";
 /** What a disk has of its own. For a disk over an image: what is allocated in the guest's layer; else whatever is not zeros. */
-const firstContexts = {
-  layered: { context: "qemu:allocation-depth", wanted: (flags: number) => (flags & 3) === 1 },
-  whole: { context: allocation, wanted: (flags: number) => (flags & zeroFlag) === 0 },
+const firstContexts: Record<"layered" | "whole", Asked> = {
+  layered: { context: "qemu:allocation-depth", wanted: (flags) => (flags & 3) === 1 },
+  whole: { context: allocation, wanted: (flags) => (flags & zeroFlag) === 0 },
 };
 
 export type Piece = Pick<Extent, "offset" | "length">;
@@ -70,31 +70,41 @@ export class DiskRounds {
     for (const [disk, node] of this.#nodes.entries()) {
       const name = `${node}-${bitmap ?? "first"}`;
       await offerDisk(this.#qmp, { node, name, ...(bitmap !== undefined && { bitmap }) });
-      const { context, wanted } =
-        bitmap === undefined
-          ? firstContexts[disk === 0 ? "layered" : "whole"]
-          : { context: `qemu:dirty-bitmap:${bitmap}`, wanted: (flags: number) => (flags & dirtyFlag) !== 0 };
-      const client = await NbdClient.connect(this.#socket, name, [...new Set([context, allocation])]);
+      const asked = bitmap === undefined ? firstContexts[disk === 0 ? "layered" : "whole"] : changedIn(bitmap);
+      const client = await NbdClient.connect(this.#socket, name, [...new Set([asked.context, allocation])]);
       try {
-        const mine = (await client.extents(context)).filter(({ flags }) => wanted(flags));
-        const known = (await client.extents(allocation)).filter(({ flags }) => (flags & zeroFlag) !== 0);
-        const { there, empty } = splitBy(mine, known);
-        // gigabytes perhaps, which the guest has given back
-        for (const { offset, length } of empty) yield { disk, unit: offset / pageBytes, data: length / pageBytes };
-        for (const pieces of together(there)) {
-          signal.throwIfAborted();
-          const read = await Promise.all(pieces.map(async (piece) => ({ ...piece, data: await client.read(piece.offset, piece.length) })));
-          for (const { offset, data } of read) {
-            for (const { from, to, zero } of runsOf(data))
-              yield { disk, unit: (offset + from) / pageBytes, data: zero ? (to - from) / pageBytes : data.subarray(from, to) };
-          }
-        }
+        for await (const { unit, data } of readWanted(client, asked, signal)) yield { disk, unit, data };
       } finally {
         client.close();
         await withdrawDisk(this.#qmp, name);
       }
       if (bitmap !== undefined) await removeBitmap(this.#qmp, node, bitmap);
     }
+  }
+}
+
+/** What an export's metadata context says of its parts. */
+interface Asked {
+  context: string;
+  wanted(flags: number): boolean;
+}
+
+function changedIn(bitmap: string): Asked {
+  return { context: `qemu:dirty-bitmap:${bitmap}`, wanted: (flags) => (flags & dirtyFlag) !== 0 };
+}
+
+async function* readWanted(client: NbdClient, { context, wanted }: Asked, signal: AbortSignal): AsyncGenerator<Omit<Changed, "disk">> {
+  const mine = (await client.extents(context)).filter(({ flags }) => wanted(flags));
+  const known = (await client.extents(allocation)).filter(({ flags }) => (flags & zeroFlag) !== 0);
+  const { there, empty } = splitBy(mine, known);
+  // gigabytes perhaps, which the guest has given back
+  for (const { offset, length } of empty) yield { unit: offset / pageBytes, data: length / pageBytes };
+  for (const pieces of together(there)) {
+    signal.throwIfAborted();
+    const read = await Promise.all(pieces.map(async (piece) => ({ ...piece, data: await client.read(piece.offset, piece.length) })));
+    for (const { offset, data } of read)
+      for (const { from, to, zero } of runsOf(data))
+        yield { unit: (offset + from) / pageBytes, data: zero ? (to - from) / pageBytes : data.subarray(from, to) };
   }
 }
 
