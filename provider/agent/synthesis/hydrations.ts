@@ -22,6 +22,7 @@ const defaultHydrate = { timeoutSeconds: 600, onTimeout: "wait" } as const;
 /** What does not pass in this time is told to whoever follows; it is tried again all the same. */
 const troubleMillis = 20_000;
 const pauseMillis = 1_000;
+const consoleLines = 20;
 
 interface Watch {
   ended: Promise<void>;
@@ -101,7 +102,7 @@ export class Hydrations implements Hydrating {
     const watch = this.#watched(id);
     // what was silent before anybody followed does not count
     const beganAt = Date.now();
-    let spentMillis = 0;
+    let [lookedAt, spentMillis] = [beganAt, 0];
     for (let said = 0; ;) {
       const ended = await Promise.race([watch.ended.then(() => true), sleep(lookMillis, false, { signal: context.signal })]);
       if (ended) return;
@@ -114,12 +115,26 @@ export class Hydrations implements Hydrating {
         said = Date.now();
         context.status(statusText(id, state, watch));
       }
-      if (watch.waitingSince === undefined) spentMillis += lookMillis;
+      const sinceLook = Date.now() - lookedAt;
+      lookedAt += sinceLook;
+      if (watch.waitingSince === undefined) spentMillis += sinceLook;
       else if (Date.now() - Math.max(watch.waitingSince, beganAt) > hydrate.timeoutSeconds * 1000 + graceMillis)
         throw silent(id, state, { ...hydrate, consequence: consequences[hydrate.onTimeout] });
       if (ready !== undefined && record.synthesis?.firstReplyMillis === undefined && spentMillis > ready.timeoutSeconds * 1000)
-        throw mute(id, ready);
+        throw await this.#mute(record, ready.timeoutSeconds);
     }
+  }
+
+  async #mute(record: InstanceRecord, timeoutSeconds: number): Promise<CloudletError> {
+    const { id, kind } = record.spec;
+    const guest = await guestOf(this.#services(), record);
+    const driver = await this.#services().hypervisors.driver(kind);
+    const lines = (await driver.log(guest, consoleLines).catch(() => "")).trim();
+    return new CloudletError(
+      "TIMEOUT",
+      `${id} runs from its overlay and was not ready within ${String(timeoutSeconds)} s; its console ends with:\n${lines === "" ? "(nothing)" : lines}`,
+      { fix: "look at what the application waits for, or correct `ready`; then run `pulumi up` again" },
+    );
   }
 
   async #hydrating(id: string): Promise<(InstanceRecord & { synthesis: SynthesisRecord }) | undefined> {
@@ -240,10 +255,6 @@ function silent(
     `the source of ${id}'s overlay has been silent for ${String(timeoutSeconds)} s${done}: ${state?.reason ?? "no reason is known"}; the cloudlet ${consequence}`,
     { fix: "bring the node that has the overlay back, then run `pulumi up` again" },
   );
-}
-
-function mute(id: string, { timeoutSeconds }: { timeoutSeconds: number }): CloudletError {
-  return new CloudletError("TIMEOUT", `${id} runs from its overlay and was not ready within ${String(timeoutSeconds)} s`);
 }
 
 function unusable(id: string, { reason }: Hydration): CloudletError {

@@ -6,10 +6,10 @@ import { instanceStatus } from "../../../provider/agent/instances.ts";
 import type { JobContext } from "../../../provider/agent/jobs.ts";
 import { guestName, type InstanceSpec, type Offer } from "../../../provider/agent/protocol.ts";
 import { recover } from "../../../provider/agent/recover.ts";
+import { manifestText } from "../../fakes/manifest.ts";
 import { SynthesisDriver } from "../../fakes/synthesisDriver.ts";
 import { FakeWorks } from "../../fakes/works.ts";
-import { context, digestText, spec, testAgent } from "../fixture.ts";
-import type { TestAgent } from "../fixture.ts";
+import { context, digestText, spec, testAgent, type TestAgent } from "../fixture.ts";
 
 const id = "shop/counter";
 const guest = guestName(id);
@@ -36,21 +36,9 @@ afterEach(() => {
 async function overlay({ pack = "pack", here = true, memory = true } = {}): Promise<string> {
   const index = await agent.store("index");
   const digest = here ? await agent.store(pack) : digestText(pack);
-  const image = { virtualBytes: 4096, digest: "0".repeat(64), blocks: 1 };
-  const machine = memory && {
-    machine: driver.machineOf(resources),
-    network: { mac: "02:00:00:00:00:01", address: "10.87.9.9" },
-    memory: image,
-  };
-  return agent.store(
-    JSON.stringify({
-      format: "cloudlet-overlay/1",
-      ...{ kind: "kvm", base, diskMib: 64, disk: image, files: [] },
-      ...machine,
-      index: { digest: index, bytes: 5 },
-      pack: { digest, bytes: pack.length, chunks: [{ offset: 0, bytes: pack.length, rawBytes: 4096, digest }], touched: 0 },
-    }),
-  );
+  const network = { mac: "02:00:00:00:00:01", address: "10.87.9.9" };
+  const machine = memory && { machine: driver.machineOf(resources), network };
+  return agent.store(manifestText({ base, index, pack: { digest, bytes: pack.length }, memory: machine }));
 }
 
 const wanted = (digest: string, change: Partial<InstanceSpec> = {}): InstanceSpec => spec(base, { overlay: { digest }, ...change });
@@ -237,6 +225,18 @@ describe("a cloudlet of an overlay that is still coming", () => {
     expect(await again).toMatchObject({ status: "running", provision: { rung: "lazy" } });
     // what has changed since shows without a restart, which would cost what is in its memory
     expect([driver.held.has(guest), driver.calls.includes("stop")]).toEqual([false, false]);
+  });
+
+  it("fails in time where the application stays silent, with the last lines of its console", async () => {
+    const digest = await overlay({ here: false });
+    driver.console = "kernel: all is well\napplication: no database\n";
+    const began = Date.now();
+    await expect(start(digest, { ready: { log: "a line that never comes", timeoutSeconds: 1 } })).rejects.toMatchObject({
+      code: "TIMEOUT",
+      message: expect.stringMatching(/not ready within 1 s.*application: no database$/s),
+      fix: expect.stringContaining("`ready`"),
+    });
+    expect(Date.now() - began).toBeGreaterThan(1_000);
   });
 
   it("boots from its disk where the policy says so, once that is here", async () => {

@@ -4,6 +4,7 @@ import { MoveTarget } from "../../../provider/agent/moves/target.ts";
 import type { Offer, PreseedSpec } from "../../../provider/agent/protocol.ts";
 import { applyPreseed, forgetUnfinished, preseedStatus, releasePreseed } from "../../../provider/agent/synthesis/preseeds.ts";
 import { referencedDigests } from "../../../provider/agent/synthesis/references.ts";
+import { manifestText } from "../../fakes/manifest.ts";
 import { freePort } from "../../freePort.ts";
 import { context, digestText, spec, testAgent } from "../fixture.ts";
 import type { TestAgent } from "../fixture.ts";
@@ -122,17 +123,5 @@ describe("what is held for a cloudlet that may come", () => {
 
 async function overlayOn(agent: TestAgent, text: string): Promise<string> {
   const [base, index, pack] = [await agent.store("base"), await agent.store("index"), await agent.store(text)];
-  return agent.store(
-    JSON.stringify({
-      format: "cloudlet-overlay/1",
-      ...{ kind: "kvm", base, diskMib: 64, disk: { virtualBytes: 4096, digest: "0".repeat(64), blocks: 1 }, files: [] },
-      index: { digest: index, bytes: 5 },
-      pack: {
-        digest: pack,
-        bytes: text.length,
-        chunks: [{ offset: 0, bytes: text.length, rawBytes: 4096, digest: pack }],
-        touched: 0,
-      },
-    }),
-  );
+  return agent.store(manifestText({ base, index, pack: { digest: pack, bytes: text.length } }));
 }
