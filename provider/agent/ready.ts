@@ -15,6 +15,7 @@ export interface ReadyTarget {
 const probeMillis = 2_000;
 const pauseMillis = 100;
 const searchedLines = 2_000;
+const shownLines = 20;
 
 /** Waits until the application answers; a TIMEOUT carries the last lines of the console. */
 export async function waitReady(target: ReadyTarget, signal: AbortSignal): Promise<void> {
@@ -25,11 +26,16 @@ export async function waitReady(target: ReadyTarget, signal: AbortSignal): Promi
     if (missing === "") return;
     await sleep(pauseMillis, undefined, { signal });
   } while (Date.now() < end);
-  const lines = (await target.log(20).catch(() => "")).trim();
   throw new CloudletError(
     "TIMEOUT",
-    `${target.id} was not ready within ${String(target.ready.timeoutSeconds)} s: ${missing}; its console ends with:\n${lines === "" ? "(nothing)" : lines}`,
+    `${target.id} was not ready within ${String(target.ready.timeoutSeconds)} s: ${missing}; ${await consoleEnd(target)}`,
   );
+}
+
+/** For messages on what does not get ready. */
+export async function consoleEnd({ log }: Pick<ReadyTarget, "log">): Promise<string> {
+  const lines = (await log(shownLines).catch(() => "")).trim();
+  return `its console ends with:\n${lines === "" ? "(nothing)" : lines}`;
 }
 
 /** undefined = ready now; else what is missing. */

@@ -4,6 +4,7 @@ import { guestOf, isReady, requireOwner } from "../instances.ts";
 import type { Opened } from "../instances.ts";
 import type { JobContext } from "../jobs.ts";
 import type { InstanceSpec } from "../protocol.ts";
+import { consoleEnd } from "../ready.ts";
 import type { InstanceRecord, SynthesisRecord } from "../records.ts";
 import type { Services } from "../services.ts";
 import type { Hydrating } from "./hydrating.ts";
@@ -22,7 +23,6 @@ const defaultHydrate = { timeoutSeconds: 600, onTimeout: "wait" } as const;
 /** What does not pass in this time is told to whoever follows; it is tried again all the same. */
 const troubleMillis = 20_000;
 const pauseMillis = 1_000;
-const consoleLines = 20;
 
 interface Watch {
   ended: Promise<void>;
@@ -129,12 +129,10 @@ export class Hydrations implements Hydrating {
     const { id, kind } = record.spec;
     const guest = await guestOf(this.#services(), record);
     const driver = await this.#services().hypervisors.driver(kind);
-    const lines = (await driver.log(guest, consoleLines).catch(() => "")).trim();
-    return new CloudletError(
-      "TIMEOUT",
-      `${id} runs from its overlay and was not ready within ${String(timeoutSeconds)} s; its console ends with:\n${lines === "" ? "(nothing)" : lines}`,
-      { fix: "look at what the application waits for, or correct `ready`; then run `pulumi up` again" },
-    );
+    const ended = await consoleEnd({ log: (lines) => driver.log(guest, lines) });
+    return new CloudletError("TIMEOUT", `${id} runs from its overlay and was not ready within ${String(timeoutSeconds)} s; ${ended}`, {
+      fix: "look at what the application waits for, or correct `ready`; then run `pulumi up` again",
+    });
   }
 
   async #hydrating(id: string): Promise<(InstanceRecord & { synthesis: SynthesisRecord }) | undefined> {
