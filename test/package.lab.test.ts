@@ -44,6 +44,7 @@ it("the package holds what is built, the documentation and nothing else", () => 
       "dist/hooks.js",
       "dist/flattenProcess.js",
       "dist/plugin.js",
+      "dist/start.js",
       "pulumi-resource-cloudlet",
       "dist/dynamic.js",
       "dist/index.js",
@@ -51,7 +52,7 @@ it("the package holds what is built, the documentation and nothing else", () => 
     ]),
   );
   const outside =
-    /^(dist\/(agent|cli|hooks|dynamic|index|flattenProcess|plugin)\.js|dist\/package\.json|dist\/types\/sdk\/(\w+\/)?\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.(svg|json))$/;
+    /^(dist\/(agent|cli|hooks|dynamic|index|flattenProcess|plugin|start)\.js|dist\/package\.json|dist\/types\/sdk\/(\w+\/)?\w+\.d\.ts|docs\/.*\.md|docs\/benchmarks\/\w+\.(svg|json))$/;
   const plain = ["LICENSE", "README.md", "CHANGELOG.md", "schema.json", "package.json", "pulumi-resource-cloudlet", "PulumiPlugin.yaml"];
   expect(packed.filter((path) => !plain.includes(path) && !outside.test(path))).toEqual([]);
 });

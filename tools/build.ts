@@ -31,6 +31,8 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
     output: "cli.js",
     options: { packages: "external", target: "node22", banner: { js: "#!/usr/bin/env node" } },
   },
+  // what the engine starts, which runs the next
+  { source: "provider/doors/plugin/start.ts", output: "start.js", options: { target: "node22" } },
   // the plugin: one file with everything in it, Pulumi's protocol included
   {
     source: "provider/doors/plugin/main.ts",

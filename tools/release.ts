@@ -14,6 +14,7 @@ const platforms = ["linux-amd64", "linux-arm64", "darwin-amd64", "darwin-arm64"]
 /** What the plugin consists of; all it needs beside is `node` on PATH. */
 const files = [
   "pulumi-resource-cloudlet",
+  "dist/start.js",
   "dist/plugin.js",
   "dist/agent.js",
   "dist/flattenProcess.js",

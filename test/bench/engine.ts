@@ -89,7 +89,7 @@ async function measureTask(task: Task, plugins: Plugins): Promise<Results["opera
       return seconds;
     };
     const watched = async (way: Way): Promise<number> => {
-      const peaks = watchPeaks(({ pid, command }) => (/\/(plugin|nothing)\.js/.test(command) && isOurs(pid) ? "provider" : undefined));
+      const peaks = watchPeaks(({ pid, command }) => (/\/(start|nothing)\.js/.test(command) && isOurs(pid) ? "provider" : undefined));
       await timed(way);
       return (peaks.stop().get("provider") ?? NaN) * 2 ** 20;
     };

@@ -60,7 +60,7 @@ export function page(results: Results): string {
 
 ![](engine.svg)
 
-Pulumi's engine runs the same program on the same state once with the plugin and once with a fake provider that does nothing: it keeps what the engine sends as it came and finds nothing changed. Both run in turns, each first as often as second; the one in the middle is told, with the shortest and the longest. Both are bundled programs for Node.js, so the difference is what the plugin itself does. Of ten resources of a preview one each is a Node, a Hypervisor, an EdgeCluster, a BaseImage and a Volume, and five are Cloudlets, all unchanged; their state was made by the plugin's own code with nodes that are made up. An \`up\` makes EdgeClusters, which are on no node. Memory is the most that the provider's process ever had, in a run that is not timed.
+Pulumi's engine runs the same program on the same state once with the plugin and once with a fake provider that does nothing: it keeps what the engine sends as it came and finds nothing changed. Both run in turns, each first as often as second; the one in the middle is told, with the shortest and the longest. Both are bundled programs for Node.js, so the difference is what the plugin itself does. The plugin has what its first run compiled, as it has anywhere but in its first run. Of ten resources of a preview one each is a Node, a Hypervisor, an EdgeCluster, a BaseImage and a Volume, and five are Cloudlets, all unchanged; their state was made by the plugin's own code with nodes that are made up. An \`up\` makes EdgeClusters, which are on no node. Memory is the most that the provider's process ever had, in a run that is not timed.
 
 | Operation | Runs | Plugin s | Floor s | Ratio | Plugin MB | Floor MB |
 |---|--:|--:|--:|--:|--:|--:|

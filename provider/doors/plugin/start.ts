@@ -1,0 +1,78 @@
+import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writevSync } from "node:fs";
+import { createRequire } from "node:module";
+import { homedir } from "node:os";
+import { join } from "node:path";
+import { cachedDataVersionTag, getHeapCodeStatistics, setFlagsFromString } from "node:v8";
+import { Script } from "node:vm";
+import { crc32 } from "node:zlib";
+
+// Runs the plugin with what Node.js compiled of it in earlier runs. Node.js's own cache does not have most of that: it keeps what is
+// compiled while a file is loaded, and a function is compiled when it is called first.
+
+/** CRC-32 of the source and of the compiled code, and how many bytes the process had compiled that wrote it. */
+const headerBytes = 12;
+const keptMillis = 30 * 24 * 3_600_000;
+/** What runs of one kind differ by. */
+const noteworthyBytes = 64 * 1024;
+
+// compiled code that was not used lately is dropped otherwise, and would be missing in what is kept
+setFlagsFromString("--no-flush-bytecode");
+
+const plugin = join(import.meta.dirname, "plugin.js");
+const source = readFileSync(plugin, "latin1");
+const sourceCrc = crc32(source);
+const folder = join(process.env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "pulumi-cloudlet", "compiled");
+// code is of use to the same version, flags and processor only
+const path = join(folder, `plugin-${cachedDataVersionTag()}`);
+
+const kept = read();
+const parameters = "exports, require, module, __filename, __dirname";
+const script = new Script(`(function (${parameters}) { ${source}\n})`, { filename: plugin, cachedData: kept?.code });
+const keptBytes = kept === undefined || script.cachedDataRejected ? 0 : kept.bytes;
+const module = { exports: {} };
+script.runInThisContext().call(module.exports, module.exports, createRequire(plugin), module, plugin, import.meta.dirname);
+
+process.on("exit", () => {
+  const bytes = getHeapCodeStatistics().bytecode_and_metadata_size;
+  if (bytes < keptBytes + noteworthyBytes) return;
+  try {
+    write(bytes, script.createCachedData());
+  } catch {
+    // a home that cannot be written, or a full disk: the next run compiles what it needs, as this one did
+  }
+});
+
+function read(): { bytes: number; code: Buffer } | undefined {
+  try {
+    const file = readFileSync(path);
+    const code = file.subarray(headerBytes);
+    if (file.readUInt32LE(0) !== sourceCrc || file.readUInt32LE(4) !== crc32(code)) return undefined;
+    return { bytes: file.readUInt32LE(8), code };
+  } catch {
+    return undefined;
+  }
+}
+
+function write(bytes: number, code: Buffer): void {
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  for (const name of readdirSync(folder)) {
+    const other = join(folder, name);
+    if (Date.now() - statSync(other).mtimeMs > keptMillis) rmSync(other, { recursive: true, force: true });
+  }
+  const header = Buffer.alloc(headerBytes);
+  for (const [index, value] of [sourceCrc, crc32(code), bytes].entries()) header.writeUInt32LE(value, 4 * index);
+  const temporary = `${path}.${process.pid}`;
+  try {
+    const file = openSync(temporary, "w", 0o600);
+    try {
+      writevSync(file, [header, code]);
+      fsyncSync(file);
+    } finally {
+      closeSync(file);
+    }
+    renameSync(temporary, path);
+  } catch (error) {
+    rmSync(temporary, { force: true });
+    throw error;
+  }
+}
