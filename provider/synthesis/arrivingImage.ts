@@ -1,6 +1,6 @@
 import { type FileHandle, open, stat, writeFile } from "node:fs/promises";
 import { isMissing } from "../agent/durable.ts";
-import type { ImageIndex } from "./blockIndex.ts";
+import { firstBlocks } from "./blockIndex.ts";
 import { blockBytes } from "./manifest.ts";
 import { type LayoutOptions, type Qcow2Layout, noSlot, qcow2Layout } from "./qcow2Layout.ts";
 
@@ -8,14 +8,14 @@ import { type LayoutOptions, type Qcow2Layout, noSlot, qcow2Layout } from "./qco
 export class ArrivingImage {
   readonly fileBytes: number;
   readonly #file: string;
-  readonly #index: ImageIndex;
+  readonly #options: LayoutOptions;
   readonly #layout: Qcow2Layout;
   #handle: FileHandle | undefined;
   #firstBlocks: Uint32Array | undefined;
 
   constructor(file: string, options: LayoutOptions) {
     this.#file = file;
-    this.#index = options.index;
+    this.#options = options;
     this.#layout = qcow2Layout(options);
     this.fileBytes = this.#layout.fileBytes;
   }
@@ -72,8 +72,8 @@ export class ArrivingImage {
   blockAt(offset: number): number | undefined {
     const stored = this.storedBlockAt(offset);
     if (stored === undefined) return undefined;
-    this.#firstBlocks ??= this.#findFirstBlocks();
-    return this.#firstBlocks[this.#layout.slotOf[stored] ?? noSlot];
+    this.#firstBlocks ??= firstBlocks(this.#options.index, this.#options.storedBlocks);
+    return this.#firstBlocks[stored];
   }
 
   async read(offset: number, length: number): Promise<Buffer> {
@@ -89,17 +89,5 @@ export class ArrivingImage {
   async close(): Promise<void> {
     await this.#handle?.close();
     this.#handle = undefined;
-  }
-
-  #findFirstBlocks(): Uint32Array {
-    const { slots, slotOf } = this.#layout;
-    const found = new Uint32Array(slots.length);
-    const { blocks, stored } = this.#index;
-    // backwards, so that the first one stays
-    for (let position = blocks.length - 1; position >= 0; position--) {
-      const slot = slotOf[stored[position] ?? noSlot] ?? noSlot;
-      if (slot !== noSlot) found[slot] = blocks[position] ?? 0;
-    }
-    return found;
   }
 }

@@ -8,11 +8,14 @@ import { type FileName, type ImageName, type LayerFiles, type LayersBelow, image
 import { type Manifest, manifestSchema } from "./manifest.ts";
 import { type BlockChunk, type OverlayIndex, type OverlayPaths, readOverlay } from "./overlay.ts";
 import { digestFile } from "./packWriter.ts";
+import { type Over, ParentLayer, requireOver, turnBytes } from "./parentLayer.ts";
 import { Decompressor } from "./zstd.ts";
 
 export interface ArrivingOptions extends OverlayPaths {
   directory: string;
   below: LayersBelow;
+  /** Directory of the parent's layer, which is whole; absent where the overlay has none. */
+  parent?: string | undefined;
 }
 
 const flushEveryMillis = 1000;
@@ -29,6 +32,8 @@ export class ArrivingLayer {
   readonly #decompressor = new Decompressor();
   readonly #present: Uint8Array;
   readonly #blocksOf: (BlockChunk | undefined)[] = [];
+  #parent: ParentLayer | undefined;
+  #over: Over | undefined;
   #arrivals: Arrivals | undefined;
   /** Written, but perhaps not durable yet. */
   #fresh: number[] = [];
@@ -47,8 +52,14 @@ export class ArrivingLayer {
   /** Makes the metadata, or goes on after a crash. */
   static async open(options: ArrivingOptions): Promise<ArrivingLayer> {
     const layer = new ArrivingLayer(await readOverlay(options), options);
-    await layer.#begin();
-    return layer;
+    try {
+      await layer.#openParent(options.parent);
+      await layer.#begin();
+      return layer;
+    } catch (error) {
+      await layer.close();
+      throw error;
+    }
   }
 
   /** Positions in `pack.chunks`, ascending. */
@@ -78,7 +89,7 @@ export class ArrivingLayer {
     const raw = await this.#decompressor.decompress({ part, compressed, rawBytes: chunk.rawBytes });
     const blocks = this.#blocksOf[position];
     if (blocks === undefined) await this.#writeToFile(position, raw);
-    else await Promise.all(imageNames.map((name) => this.#images[name]?.write(raw, blocks.first)));
+    else await this.#writeToImages(blocks, raw);
     this.#present[position] = 1;
     this.#fresh.push(position);
     if (blocks === undefined) await this.#checkFileOf(position);
@@ -127,6 +138,16 @@ export class ArrivingLayer {
   async close(): Promise<void> {
     if (this.#fresh.length > 0) await this.flush();
     await Promise.all(imageNames.map((name) => this.#images[name]?.close()));
+    await this.#parent?.close();
+  }
+
+  async #openParent(directory: string | undefined): Promise<void> {
+    const { manifest, images, differences } = this.overlay;
+    if (!differences.includes(1) && !manifest.files.some(({ difference }) => difference === true)) return;
+    if (directory === undefined) throw new CloudletError("BUG", "an overlay is recombined without the layer of its parent");
+    this.#parent = await ParentLayer.open(directory);
+    if (images.memory !== undefined) this.#over = this.#parent.over(images.memory, differences.length);
+    requireOver(this.#over, differences);
   }
 
   async #begin(): Promise<void> {
@@ -151,11 +172,18 @@ export class ArrivingLayer {
     for (const image of images) await image.open();
   }
 
+  async #writeToImages({ first, blocks }: BlockChunk, raw: Buffer): Promise<void> {
+    const numbers = Uint32Array.from({ length: blocks }, (_, position) => first + position);
+    await this.#over?.turn(raw, numbers, this.overlay.differences);
+    await Promise.all(imageNames.map((name) => this.#images[name]?.write(raw, first)));
+  }
+
   async #writeToFile(position: number, raw: Buffer): Promise<void> {
     const file = this.#fileOf(position);
     const { chunks } = this.overlay.manifest.pack;
     const before = file.chunks.slice(0, file.chunks.indexOf(position));
     const offset = before.reduce((sum, chunk) => sum + (chunks[chunk]?.rawBytes ?? 0), 0);
+    if (file.difference === true && this.#parent !== undefined) turnBytes(raw, (await this.#parent.file(file.name)).subarray(offset));
     const handle = await open(this.#files[file.name], "r+");
     try {
       await handle.write(raw, 0, raw.length, offset);

@@ -11,8 +11,8 @@ export interface ImageIndex {
   stored: Uint32Array;
 }
 
-// a block costs two numbers of at most five bytes each
-const maxBytesPerBlock = 10;
+// a block costs two numbers of at most five bytes each, and one more where every other block is a difference
+const maxBytesPerBlock = 15;
 
 /** How large an index of so many blocks can be. */
 export function maxIndexBytes(blocks: number): number {
@@ -21,9 +21,10 @@ export function maxIndexBytes(blocks: number): number {
 
 /**
  * The images' blocks one after the other, as differences that are mostly zero, in LEB128: how many blocks were skipped,
- * then 0 for a block of zeros, or 1 + the zigzag distance from the block of the pack that was expected next.
+ * then 0 for a block of zeros, or 1 + the zigzag distance from the block of the pack that was expected next. At the end, up to
+ * the last one of them, how many blocks of the pack are no differences from the parent's, and how many then are, in turns.
  */
-export function encodeIndex(images: ImageIndex[]): Buffer {
+export function encodeIndex(images: readonly ImageIndex[], differences: Uint8Array = new Uint8Array(0)): Buffer {
   const count = images.reduce((sum, { blocks }) => sum + blocks.length, 0);
   const writer = new NumberWriter(maxIndexBytes(count));
   for (const { blocks } of images) {
@@ -40,7 +41,30 @@ export function encodeIndex(images: ImageIndex[]): Buffer {
       if (block !== zeroBlock) next = block + 1;
     }
   }
+  for (const length of runsOf(differences)) writer.put(length);
   return writer.done();
+}
+
+/** Lengths of what is not marked and what is, in turns, up to the last mark. */
+function* runsOf(marks: Uint8Array): Generator<number> {
+  const end = marks.lastIndexOf(1) + 1;
+  for (let [start, mark] = [0, 0]; start < end; mark = 1 - mark) {
+    const next = marks.indexOf(1 - mark, start);
+    const stop = next < 0 ? end : Math.min(next, end);
+    yield stop - start;
+    start = stop;
+  }
+}
+
+/** Which block of an image each block of the pack is, the first where it is several; `zeroBlock` = none. */
+export function firstBlocks({ blocks, stored }: ImageIndex, storedBlocks: number): Uint32Array {
+  const found = new Uint32Array(storedBlocks).fill(zeroBlock);
+  // backwards, so that the first one stays
+  for (let position = blocks.length - 1; position >= 0; position--) {
+    const block = stored[position] ?? zeroBlock;
+    if (block !== zeroBlock) found[block] = blocks[position] ?? zeroBlock;
+  }
+  return found;
 }
 
 /** What an index must agree with. */
@@ -50,15 +74,35 @@ export interface IndexBounds {
   storedBlocks: number;
 }
 
-/** The index of each image of `bounds`; refuses whatever lies outside of the images or of the pack. */
-export function decodeIndex(bytes: Buffer, bounds: IndexBounds): ImageIndex[] {
+export interface DecodedIndex {
+  /** Of each image of the bounds. */
+  images: ImageIndex[];
+  /** 1 for each block of the pack that is a difference from what the parent's memory has where it is (first). */
+  differences: Uint8Array;
+}
+
+/** Refuses whatever lies outside of the images or of the pack. */
+export function decodeIndex(bytes: Buffer, bounds: IndexBounds): DecodedIndex {
   const reader = new NumberReader(bytes);
   const blocks = bounds.images.map((image) => decodeBlocks(reader, image));
   const used = new Uint8Array(bounds.storedBlocks);
   const stored = bounds.images.map((image) => decodeStored(reader, { ...image, used }));
-  if (!reader.atEnd) throw invalid("has bytes behind its end");
+  const differences = decodeDifferences(reader, bounds.storedBlocks);
   if (used.includes(0)) throw invalid(`uses no block ${String(used.indexOf(0))} of the pack`);
-  return blocks.map((found, position) => ({ blocks: found, stored: stored[position] ?? new Uint32Array(0) }));
+  const images = blocks.map((found, position) => ({ blocks: found, stored: stored[position] ?? new Uint32Array(0) }));
+  return { images, differences };
+}
+
+function decodeDifferences(reader: NumberReader, storedBlocks: number): Uint8Array {
+  const differences = new Uint8Array(storedBlocks);
+  for (let [start, mark] = [0, 0]; !reader.atEnd; mark = 1 - mark) {
+    const end = start + reader.take();
+    // only the first run may be empty
+    if (end > storedBlocks || (end === start && (start > 0 || mark === 1))) throw invalid("has bytes behind its end");
+    differences.fill(mark, start, end);
+    start = end;
+  }
+  return differences;
 }
 
 function decodeBlocks(reader: NumberReader, image: { name: string; blocks: number; blocksOfImage: number }): Uint32Array {

@@ -32,7 +32,8 @@ const blobSchema = z.strictObject({ digest: digestSchema, bytes: z.int().min(0) 
  * touched before the first answer first, in the order of their first touch).
  */
 export const manifestSchema = z.strictObject({
-  format: z.literal("cloudlet-overlay/1"),
+  /** 2 has differences from the parent; what has none is 1, which older agents read as well. */
+  format: z.enum(["cloudlet-overlay/1", "cloudlet-overlay/2"]),
   kind: kindSchema,
   /** The base image's bytes. */
   base: digestSchema,
@@ -60,6 +61,8 @@ export const manifestSchema = z.strictObject({
       digest: digestSchema,
       /** Positions in `pack.chunks`. */
       chunks: z.array(z.int().min(0)),
+      /** The chunks hold its difference from the parent's file of this name. */
+      difference: z.literal(true).optional(),
     }),
   ),
 });

@@ -56,10 +56,12 @@ function checkChunks({ pack }: Manifest): void {
   if (pack.touched > pack.chunks.length) throw invalid(`says ${String(pack.touched)} chunks are touched first, more than there are`);
 }
 
-function checkFiles({ files, pack }: Manifest): void {
+function checkFiles({ files, pack, format, parent }: Manifest): void {
   const seen = new Set<string>();
   const used = new Set<number>();
   for (const file of files) {
+    if (file.difference === true && (format !== "cloudlet-overlay/2" || parent === undefined))
+      throw invalid(`says the file ${file.name} is a difference, and names no parent for it`);
     if (seen.has(file.name)) throw invalid(`names the file ${file.name} twice`);
     seen.add(file.name);
     let bytes = 0;

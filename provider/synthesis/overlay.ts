@@ -22,6 +22,8 @@ export interface OverlayIndex {
   manifest: Manifest;
   images: Partial<Record<ImageName, ImageIndex>>;
   blockChunks: BlockChunk[];
+  /** 1 for each block of the pack that is a difference from what the parent's memory has there. */
+  differences: Uint8Array;
 }
 
 /** Where an overlay's manifest and index are; `digest` is what the manifest must have. */
@@ -41,7 +43,7 @@ export async function readOverlay(paths: OverlayPaths): Promise<OverlayIndex> {
   const raw = await decompress(packed, { part: "index", maxBytes: maxIndexBytes(blocks) });
   const blockChunks = blockChunksOf(manifest);
   const last = blockChunks.at(-1);
-  const decoded = decodeIndex(raw, {
+  const { images: decoded, differences } = decodeIndex(raw, {
     images: names.map((name) => ({
       name,
       blocks: manifest[name]?.blocks ?? 0,
@@ -50,7 +52,9 @@ export async function readOverlay(paths: OverlayPaths): Promise<OverlayIndex> {
     storedBlocks: last === undefined ? 0 : last.first + last.blocks,
   });
   const images = Object.fromEntries(names.map((name, position) => [name, decoded[position]]));
-  return { digest: paths.digest, manifest, images, blockChunks };
+  const mayDiffer = manifest.format === "cloudlet-overlay/2" && manifest.parent !== undefined;
+  if (differences.includes(1) && !mayDiffer) throw damaged("index", "has differences, and the manifest no parent for them");
+  return { digest: paths.digest, manifest, images, blockChunks, differences };
 }
 
 /** The chunks that belong to no file hold blocks, in the order of the pack. */

@@ -7,12 +7,23 @@ import { type Chunk, type Manifest, blockBytes } from "./manifest.ts";
 import type { Progress, SealInput } from "./sealTypes.ts";
 import { Compression, type Effort } from "./compression.ts";
 import type { BlockOrder } from "./packPlan.ts";
+import { type Over, turnBytes } from "./parentLayer.ts";
 
 /** What goes into a pack, in this order: the files, then the blocks. */
 export interface PackContent extends BlockOrder {
   files: SealInput["files"];
   blocks: BlockSource;
+  /** What is packed as its difference from the parent: which blocks, and files. */
+  differences?: Differences | undefined;
   effort: Effort;
+}
+
+/** Of blocks as they are numbered before they are put in order. */
+export interface Differences {
+  over: Over;
+  marked: Uint8Array;
+  /** What the parent has, by name. */
+  files: ReadonlyMap<string, Buffer>;
 }
 
 export type WrittenPack = Pick<Manifest, "pack" | "files">;
@@ -20,7 +31,7 @@ export type WrittenPack = Pick<Manifest, "pack" | "files">;
 const fileChunkBytes = 4 * 1024 * 1024;
 // a guest waits for one after the other, so they should be small once compressed; larger ones where that makes all of it smaller
 const smallChunkBlocks = 128;
-const largeChunkBlocks = 512;
+const largeChunkBlocks = 256;
 const batchBytes = 8 * 1024 * 1024;
 const processes = 2;
 
@@ -48,7 +59,11 @@ export async function writePack(content: PackContent, target: string, progress: 
     }
     const touched = parts.filter((part) => "file" in part || part.from < content.touchedBlocks).length;
     const pack = { ...(await writer.done()), touched };
-    return { pack, files: files.map(({ name, bytes, digest }, file) => ({ name, bytes, digest, chunks: chunksOf(parts, file) })) };
+    const differs = (name: string): { difference?: true } => (content.differences?.files.has(name) === true ? { difference: true } : {});
+    return {
+      pack,
+      files: files.map(({ name, bytes, digest }, file) => ({ name, bytes, digest, chunks: chunksOf(parts, file), ...differs(name) })),
+    };
   } finally {
     await writer.close();
     await rm(directory, { recursive: true, force: true });
@@ -79,11 +94,19 @@ function chunksOf(parts: Part[], file: number): number[] {
   return [...parts.entries()].filter(([, part]) => "file" in part && part.file === file).map(([chunk]) => chunk);
 }
 
-async function readPart(part: Part, { files, blocks, order }: PackContent): Promise<Buffer> {
-  if (!("file" in part)) return readBlocks(blocks, order.subarray(part.from, part.to));
-  const handle = await open(files[part.file]?.path ?? "", "r");
+async function readPart(part: Part, { files, blocks, order, differences }: PackContent): Promise<Buffer> {
+  if (!("file" in part)) {
+    const numbers = order.subarray(part.from, part.to);
+    const raw = await readBlocks(blocks, numbers);
+    await differences?.over.turn(raw, numbers, differences.marked);
+    return raw;
+  }
+  const file = files[part.file];
+  const handle = await open(file?.path ?? "", "r");
   try {
     const { buffer } = await handle.read(Buffer.alloc(part.bytes), 0, part.bytes, part.offset);
+    const before = differences?.files.get(file?.name ?? "");
+    if (before !== undefined) turnBytes(buffer, before.subarray(part.offset));
     return buffer;
   } finally {
     await handle.close();

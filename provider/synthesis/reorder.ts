@@ -12,6 +12,8 @@ export interface ReorderInput extends OverlayPaths {
   layer: string;
   /** First touch first. */
   touched: Touch[];
+  /** The layer of its parent, whole. */
+  parentLayer?: string | undefined;
   /** Where the blobs are written. */
   directory: string;
 }
@@ -26,7 +28,8 @@ export async function reorder(input: ReorderInput, progress: Progress): Promise<
     for (const name of imageNames) if (overlay.images[name] !== undefined) handles.push(await open(paths[name], "r"));
     const { format: _format, index: _index, pack: _pack, files, ...about } = overlay.manifest;
     const content = { files: files.map(({ name }) => ({ name, path: paths[name] })), blocks: { ...blocks, handles } };
-    const writing = { ...content, about, images: overlay.images, count, touched: input.touched, effort: "small" as const };
+    const { touched, parentLayer } = input;
+    const writing = { ...content, about, images: overlay.images, count, touched, parentLayer, effort: "small" as const };
     return await writeOverlay(writing, input.directory, progress);
   } finally {
     await Promise.all(handles.map((handle) => handle.close()));

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, mkdir, open, rm, writeFile } from "node:fs/promises";
+import { type FileHandle, mkdir, open, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { syncFile } from "../agent/durable.ts";
 import { CloudletError } from "../core/errors.ts";
@@ -10,7 +10,8 @@ import { type ImageName, imageNames } from "./layerFiles.ts";
 import { type Manifest, blockBytes } from "./manifest.ts";
 import { parseManifest } from "./manifestCheck.ts";
 import { orderBlocks, renumber } from "./packPlan.ts";
-import { type PackContent, writePack } from "./packWriter.ts";
+import { type Differences, type PackContent, writePack } from "./packWriter.ts";
+import { ParentLayer, isNear } from "./parentLayer.ts";
 import { scanImage } from "./scan.ts";
 import type { Progress, Sealed, SealInput, Touch } from "./sealTypes.ts";
 import { compressFiles } from "./zstd.ts";
@@ -51,21 +52,29 @@ export interface Writing extends Pick<PackContent, "files" | "blocks" | "effort"
   /** How many blocks there are. */
   count: number;
   touched: readonly Touch[];
+  /** Directory of the parent's layer: what is nearly the same there is packed as the difference. */
+  parentLayer?: string | undefined;
 }
 
 /** Writes manifest, index and pack into the directory; when that fails, none of them is there. */
 export async function writeOverlay(writing: Writing, directory: string, progress: Progress): Promise<Sealed> {
   const paths = { manifest: path.join(directory, "manifest"), index: path.join(directory, "index"), pack: path.join(directory, "pack") };
   await mkdir(directory, { recursive: true, mode: 0o700 });
+  const parent = writing.parentLayer === undefined ? undefined : await ParentLayer.open(writing.parentLayer);
   try {
     const { files, blocks, effort, count, touched } = writing;
     progress.status(`compressing ${String(Math.ceil((count * blockBytes) / 1024 ** 2))} MiB`);
+    const differences = parent && (await findDifferences(parent, writing, progress));
     const dense = effort === "small" ? await findDense(blocks, count, progress.signal) : new Uint8Array(count);
+    // what is dense in itself need not be as a difference
+    for (const [block, marked] of differences?.marked.entries() ?? []) if (marked === 1) dense[block] = 0;
     const ordered = orderBlocks(writing.images, { count, touched, dense });
-    const written = await writePack({ files, blocks, effort, ...ordered }, paths.pack, progress);
+    const written = await writePack({ files, blocks, effort, differences, ...ordered }, paths.pack, progress);
     const images = renumber(writing.images, ordered.order);
-    const index = await writeIndex(paths.index, images, progress.signal);
-    const text = JSON.stringify({ format: "cloudlet-overlay/1", ...writing.about, index, ...written });
+    const marked = differences && Uint8Array.from(ordered.order, (block) => differences.marked[block] ?? 0);
+    const index = await writeIndex(paths.index, { images, marked }, progress.signal);
+    const format = `cloudlet-overlay/${differences === undefined ? "1" : "2"}`;
+    const text = JSON.stringify({ format, ...writing.about, index, ...written });
     const manifest = parseManifest(text);
     await writeFile(paths.manifest, text, { mode: 0o600 });
     await syncFile(paths.manifest);
@@ -79,16 +88,34 @@ export async function writeOverlay(writing: Writing, directory: string, progress
   } catch (error) {
     await Promise.all(Object.values(paths).map((file) => rm(file, { force: true })));
     throw error;
+  } finally {
+    await parent?.close();
   }
+}
+
+/** What is nearly the same in the parent. */
+async function findDifferences(
+  parent: ParentLayer,
+  { images, blocks, count, files }: Writing,
+  { signal }: Progress,
+): Promise<Differences | undefined> {
+  if (images.memory === undefined) return undefined;
+  const over = parent.over(images.memory, count);
+  const near = new Map<string, Buffer>();
+  for (const { name, path: file } of files) {
+    const before = await parent.file(name);
+    if (isNear(await readFile(file), before)) near.set(name, before);
+  }
+  return { over, marked: await over.near(blocks, signal), files: near };
 }
 
 async function writeIndex(
   file: string,
-  images: Partial<Record<ImageName, ImageIndex>>,
+  { images, marked }: { images: Partial<Record<ImageName, ImageIndex>>; marked: Uint8Array | undefined },
   signal: AbortSignal,
 ): Promise<{ digest: string; bytes: number }> {
   const indexes = imageNames.flatMap((name) => images[name] ?? []);
-  await writeFile(file, encodeIndex(indexes), { mode: 0o600 });
+  await writeFile(file, encodeIndex(indexes, marked), { mode: 0o600 });
   const [compressed = Buffer.alloc(0)] = await compressFiles([file], indexLevel, signal);
   await writeFile(file, compressed);
   await syncFile(file);

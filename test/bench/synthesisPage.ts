@@ -76,7 +76,7 @@ ${table(cells)}
 
 ${aims(overlays, cells)}
 
-Why an overlay is a little larger than one stream, and why a build cannot take as little time as \`zstd -3\` as well, is in [decision 0012](../decisions/0012-overlay-format.md).
+Why an overlay can be smaller than one stream is in [decision 0025](../decisions/0025-overlays-hold-differences-from-their-parent.md), and why a build cannot take as little time as \`zstd -3\` in [decision 0012](../decisions/0012-overlay-format.md).
 `;
 }
 

@@ -28,7 +28,7 @@ export class FakeWorks implements Works {
 
   async readOverlay(paths: OverlayPaths): Promise<OverlayIndex> {
     const manifest = manifestSchema.parse(JSON.parse(await readFile(paths.manifest, "utf8")));
-    return { digest: paths.digest, manifest, images: {}, blockChunks: [] };
+    return { digest: paths.digest, manifest, images: {}, blockChunks: [], differences: new Uint8Array(0) };
   }
 
   async materialise({ digest, directory, pack }: OverlayPaths & { directory: string; pack: string }): Promise<void> {

@@ -4,6 +4,8 @@ import { decodeIndex, encodeIndex, maxIndexBytes, zeroBlock } from "../../provid
 
 const blocksOfImage = 5000;
 
+const marks = fc.array(fc.boolean(), { maxLength: 200 });
+
 /** Images whose blocks take every block of the pack at least once, in any order. */
 const images = fc
   .array(fc.uniqueArray(fc.nat(blocksOfImage - 1), { maxLength: 60 }), { minLength: 1, maxLength: 2 })
@@ -34,10 +36,11 @@ const boundsOf = (made: { blocks: Uint32Array }[], storedBlocks: number) => ({
 describe("the index of an overlay", () => {
   it("comes back as it was", () => {
     fc.assert(
-      fc.property(images, ({ images: made, storedBlocks }) => {
-        const bytes = encodeIndex(made);
+      fc.property(images, marks, ({ images: made, storedBlocks }, marked) => {
+        const differences = Uint8Array.from({ length: storedBlocks }, (_, block) => Number(marked[block] ?? false));
+        const bytes = encodeIndex(made, differences);
         expect(bytes.length).toBeLessThanOrEqual(maxIndexBytes(made.reduce((sum, { blocks }) => sum + blocks.length, 0)));
-        expect(decodeIndex(bytes, boundsOf(made, storedBlocks))).toEqual(made);
+        expect(decodeIndex(bytes, boundsOf(made, storedBlocks))).toEqual({ images: made, differences });
       }),
     );
   });
@@ -47,7 +50,11 @@ describe("the index of an overlay", () => {
       fc.property(fc.uint8Array({ maxLength: 40 }), fc.nat(6), fc.nat(6), (bytes, blocks, storedBlocks) => {
         const bounds = { images: [{ name: "disk", blocks, blocksOfImage: 100 }], storedBlocks };
         try {
-          const [image] = decodeIndex(Buffer.from(bytes), bounds);
+          const decoded = decodeIndex(Buffer.from(bytes), bounds);
+          const [image] = decoded.images;
+          expect(decoded.differences).toHaveLength(storedBlocks);
+          // there is one way only to write it
+          expect(encodeIndex(decoded.images, decoded.differences).length).toBeLessThanOrEqual(bytes.length);
           for (const block of image?.blocks ?? []) expect(block).toBeLessThan(100);
           for (const block of image?.stored ?? []) if (block !== zeroBlock) expect(block).toBeLessThan(storedBlocks);
         } catch (error) {

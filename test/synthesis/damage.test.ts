@@ -114,7 +114,11 @@ describe("a manifest that lies", () => {
   };
   const lies: Record<string, { lie: (manifest: Manifest) => unknown; words: RegExp }> = {
     "is no object": { lie: () => [], words: /manifest/ },
-    "is of another format": { lie: (manifest) => ({ ...manifest, format: "cloudlet-overlay/2" }), words: /manifest.*format/ },
+    "is of another format": { lie: (manifest) => ({ ...manifest, format: "cloudlet-overlay/3" }), words: /manifest.*format/ },
+    "has a file that differs from a parent's, and no parent": {
+      lie: (manifest) => ({ ...manifest, files: manifest.files.map((file) => ({ ...file, difference: true })) }),
+      words: /says the file state is a difference/,
+    },
     "has more fields than it may": { lie: (manifest) => ({ ...manifest, run: "sh" }), words: /manifest/ },
     "has overlapping chunks": { lie: (manifest) => (first(manifest).offset -= 1) && manifest, words: /chunks\.3 begins/ },
     "has a gap between chunks": { lie: (manifest) => (first(manifest).offset += 1) && manifest, words: /chunks\.3 begins/ },

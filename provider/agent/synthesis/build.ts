@@ -144,8 +144,9 @@ async function packTried({ services, makings, key, context }: Build, draft: stri
     await driver.remove(guest, context);
     context.step("tried");
     const paths = await layers.paths(draft);
+    const parentLayer = makings.parent === undefined ? undefined : layers.directoryOf(makings.parent);
     return intoStore(services, parent, (directory) =>
-      works.reorder({ ...paths, layer: layers.directoryOf(draft), touched, directory }, context),
+      works.reorder({ ...paths, layer: layers.directoryOf(draft), parentLayer, touched, directory }, context),
     );
   });
   return packing.then(

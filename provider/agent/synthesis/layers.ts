@@ -67,13 +67,13 @@ export class Layers {
     await this.#inTurn(digest, async () => {
       if (await this.isWhole(digest)) return;
       const { store, works } = this.#parts;
-      const { paths, manifest, below } = await this.#open(digest, progress);
+      const { paths, manifest, ...under } = await this.#open(digest, progress);
       const pack = await this.#path("pack", digest, manifest.pack.digest);
       await store.requireSpace(rawBytes(manifest));
       progress.status(`recombining overlay ${digest.slice(0, 12)}`);
       const directory = await this.#directory(digest);
       try {
-        await works.materialise({ ...paths, directory, below, pack }, progress);
+        await works.materialise({ ...paths, directory, ...under, pack }, progress);
       } catch (error) {
         // a damaged one is of no use to the next attempt
         if (codeOf(error) === "INTEGRITY") await this.#forget(digest);
@@ -117,10 +117,10 @@ export class Layers {
   /** A whole layer, served so that the order of first reads is written down. */
   async recording(digest: string, record: string, progress: Progress): Promise<Origin> {
     const whole = await this.origin(digest, progress);
-    const { paths, below } = await this.#open(digest, progress);
+    const { paths, below, parent } = await this.#open(digest, progress);
     const directory = this.directoryOf(digest);
     const [socket, statusFile] = [socketOf(directory), join(directory, statusName)];
-    await this.#parts.works.startHydrator(directory, { ...paths, below, offers: [], socket, statusFile, record });
+    await this.#parts.works.startHydrator(directory, { ...paths, below, parent, offers: [], socket, statusFile, record });
     return { ...whole, ...served(directory, below) };
   }
 
@@ -162,10 +162,10 @@ export class Layers {
   }
 
   async #hydrate(digest: string, offers: readonly Offer[], progress: Progress): Promise<void> {
-    const { paths, below } = await this.#open(digest, progress);
+    const { paths, below, parent } = await this.#open(digest, progress);
     const directory = await this.#directory(digest);
     const [socket, statusFile] = [socketOf(directory), join(directory, statusName)];
-    await this.#parts.works.startHydrator(directory, { ...paths, below, offers, socket, statusFile });
+    await this.#parts.works.startHydrator(directory, { ...paths, below, parent, offers, socket, statusFile });
   }
 
   async #endHydrator(directory: string): Promise<void> {
@@ -180,10 +180,14 @@ export class Layers {
   }
 
   /** What an overlay is recombined from, checked, and what it stands on. */
-  async #open(digest: string, progress: Progress): Promise<{ paths: OverlayPaths; manifest: Manifest; below: LayersBelow }> {
+  async #open(
+    digest: string,
+    progress: Progress,
+  ): Promise<{ paths: OverlayPaths; manifest: Manifest; below: LayersBelow; parent: string | undefined }> {
     const paths = await this.paths(digest);
     const { manifest } = await this.#parts.works.readOverlay(paths);
-    return { paths, manifest, below: await this.#below(manifest, progress) };
+    const parent = manifest.parent === undefined ? undefined : this.directoryOf(manifest.parent);
+    return { paths, manifest, below: await this.#below(manifest, progress), parent };
   }
 
   /** The images that it stands on, made first where they are an overlay themselves. */

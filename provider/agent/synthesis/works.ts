@@ -1,4 +1,5 @@
 import type { Offer } from "../protocol.ts";
+import type { ArrivingOptions } from "../../synthesis/arrivingLayer.ts";
 import type { LayersBelow } from "../../synthesis/layerFiles.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import type { OverlayIndex, OverlayPaths } from "../../synthesis/overlay.ts";
@@ -8,6 +9,8 @@ import type { Progress, Sealed, SealInput, Touch } from "../../synthesis/sealTyp
 /** What a hydrator is told: which layer arrives, over what, and who has it. */
 export interface HydratorTask extends OverlayPaths {
   below: LayersBelow;
+  /** Directory of the layer of the overlay's parent. */
+  parent?: string | undefined;
   /** None: those that it was given before. */
   offers: readonly Offer[];
   /** Where it serves the layer's images, and where it says how far it is. */
@@ -31,7 +34,7 @@ export interface Hydration {
 /** Work on layers and images: real programs and processes on a node, fakes in unit tests. */
 export interface Works {
   readOverlay(paths: OverlayPaths): Promise<OverlayIndex>;
-  materialise(options: OverlayPaths & { directory: string; below: LayersBelow; pack: string }, progress: Progress): Promise<void>;
+  materialise(options: ArrivingOptions & { pack: string }, progress: Progress): Promise<void>;
   /** Compares the recombined images with the digests in the manifest; returns the bytes compared. */
   verifyLayer(directory: string, manifest: Manifest, progress: Progress): Promise<number>;
   seal(input: SealInput, progress: Progress): Promise<Sealed>;

@@ -11,6 +11,8 @@ export const hydratorConfigSchema = z.strictObject({
   manifest: z.string(),
   index: z.string(),
   below: z.partialRecord(z.enum(imageNames), z.strictObject({ file: z.string(), format: z.string() })),
+  /** Directory of the layer of the overlay's parent. */
+  parent: z.string().optional(),
   /** Unix socket at which the layer's files are served: exports `disk` and `memory`. */
   socket: z.string().max(107, "is longer than the path of a unix socket may be"),
   statusFile: z.string(),

@@ -29,8 +29,8 @@ export async function runHydrator(configFile: string): Promise<void> {
 }
 
 async function hydrate(current: () => HydratorConfig, signal: AbortSignal): Promise<void> {
-  const { layer: directory, digest, manifest, index, below, record, socket, statusFile } = current();
-  const layer = await ArrivingLayer.open({ directory, digest, manifest, index, below });
+  const { layer: directory, digest, manifest, index, below, parent, record, socket, statusFile } = current();
+  const layer = await ArrivingLayer.open({ directory, digest, manifest, index, below, parent });
   const packFile = layerFiles(directory).pack;
   const comes = layer.missing().length > 0 || existsSync(packFile);
   const pack = comes ? await ArrivingPack.open(packFile, layer.overlay.manifest.pack) : undefined;
