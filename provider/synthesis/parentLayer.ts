@@ -6,7 +6,7 @@ import { type FileName, layerFiles } from "./layerFiles.ts";
 import { blockBytes } from "./manifest.ts";
 import { clustersOf } from "./qcow2Clusters.ts";
 
-/** What is packed as its difference has fewer other bytes than one in this many. */
+/** What is packed as its difference differs in fewer than one of so many bytes. */
 const nearness = 3;
 const batchBlocks = 1024;
 
@@ -109,7 +109,7 @@ export function turnBytes(bytes: Buffer, other: Buffer): void {
   for (let at = 0; at < end; at++) bytes[at] = (bytes[at] ?? 0) ^ (other[at] ?? 0);
 }
 
-/** The layer that an overlay needs to be recombined; refuses what takes differences from what is not there. */
+/** Refuses an index that takes differences from what the parent does not have. */
 export function requireOver(over: Over | undefined, marked: Uint8Array): void {
   for (const [block, mark] of marked.entries())
     if (mark === 1 && over?.has(block) !== true)

@@ -19,7 +19,7 @@ const noteworthyBytes = 64 * 1024;
 setFlagsFromString("--no-flush-bytecode");
 
 const plugin = join(import.meta.dirname, "plugin.js");
-const source = readFileSync(plugin, "latin1");
+const source = readFileSync(plugin);
 const sourceCrc = crc32(source);
 const folder = join(process.env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "pulumi-cloudlet", "compiled");
 // code is of use to the same version, flags and processor only
@@ -27,7 +27,7 @@ const path = join(folder, `plugin-${cachedDataVersionTag()}`);
 
 const kept = read();
 const parameters = "exports, require, module, __filename, __dirname";
-const script = new Script(`(function (${parameters}) { ${source}\n})`, { filename: plugin, cachedData: kept?.code });
+const script = new Script(`(function (${parameters}) { ${source.toString()}\n})`, { filename: plugin, cachedData: kept?.code });
 const keptBytes = kept === undefined || script.cachedDataRejected ? 0 : kept.bytes;
 const module = { exports: {} };
 script.runInThisContext().call(module.exports, module.exports, createRequire(plugin), module, plugin, import.meta.dirname);

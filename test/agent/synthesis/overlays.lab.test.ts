@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { paths } from "../../../provider/agent/protocol.ts";
 import type { OverlayStatus } from "../../../provider/agent/protocol.ts";
+import { manifestSchema } from "../../../provider/synthesis/manifest.ts";
 import { openOverlayBench, owner } from "./bench.ts";
 import type { OverlayBench } from "./bench.ts";
 
@@ -126,6 +127,29 @@ describe("cloudlets that start from an overlay, on two gateways", () => {
     expect(await bench.programs("gw1")).toEqual([]);
     const status = await bench.apply("gw2", spec);
     expect(status).toMatchObject({ status: "running", ownership: { epoch, role: "owner" } });
+  });
+
+  it("over the base's memory hold what is nearly the same as the difference, and are recombined while they arrive", async () => {
+    const [gw1, gw2] = [bench.client("gw1"), bench.client("gw2")];
+    const memory = await gw1.run("overlay.build", { name: "memory", owner, makings: { ...bench.makings(script), script: undefined } });
+    const makings = { ...bench.makings(script), parent: memory.digest };
+    const over = await gw1.run("overlay.build", { name: "over", owner, makings });
+    const { format, files, pack } = manifestSchema.parse(await bench.manifest("gw1", over.digest));
+    expect({ format, state: files.find(({ name }) => name === "state")?.difference }).toEqual({
+      format: "cloudlet-overlay/2",
+      state: true,
+    });
+    const whole = manifestSchema.parse(await bench.manifest("gw1", overlay.digest)).pack.bytes;
+    expect(pack.bytes).toBeLessThan(whole);
+    await gw2.run("blobs.fetch", { digests: [memory.digest], offers: [await bench.offer("gw1", memory.digest)] });
+    await bench.gateways.lab.shape("gw1", { mbit: 25 });
+    const { provision } = await bench.apply("gw2", bench.spec("a", over.digest), [await bench.offer("gw1", over.digest)]);
+    expect(provision).toMatchObject({ rung: "lazy", verified: true });
+    expect(await bench.ask("gw2", "a")).toContain("counter");
+    expect(await gw2.run("overlay.verify", { digest: over.digest })).toEqual({ bytes: (512 + 192) * 1024 * 1024 });
+    await bench.remove("gw2", "a");
+    for (const name of ["over", "memory"]) await gw1.run("overlay.release", { name, owner });
+    await expectClean("gw1", [overlay.digest]);
   });
 
   it.each(["manifest", "index", "pack", "base image"])("fail where the %s is damaged, name it, and leave nothing", async (part) => {
