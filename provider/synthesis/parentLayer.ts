@@ -1,4 +1,5 @@
 import { type FileHandle, open, readFile } from "node:fs/promises";
+import { isMissing } from "../agent/durable.ts";
 import { CloudletError } from "../core/errors.ts";
 import { type BlockSource, readBlocks } from "./blockReader.ts";
 import { type ImageIndex, firstBlocks, zeroBlock } from "./blockIndex.ts";
@@ -43,8 +44,14 @@ export class ParentLayer {
     return new Over({ handles: [this.#memory], sources: new Uint8Array(count), blocks: places });
   }
 
-  file(name: FileName): Promise<Buffer> {
-    return readFile(layerFiles(this.#directory)[name]);
+  /** Empty where the parent has no such file. */
+  async file(name: FileName): Promise<Buffer> {
+    try {
+      return await readFile(layerFiles(this.#directory)[name]);
+    } catch (error) {
+      if (isMissing(error)) return Buffer.alloc(0);
+      throw error;
+    }
   }
 
   async close(): Promise<void> {

@@ -59,7 +59,11 @@ async function makeDraft(parent: { digest: string; raw: string; layer: string },
     {
       ...{ directory: inside("draft-sealed"), kind: "kvm", base: "0".repeat(64), parent: parent.digest, diskMib: 8 },
       memory: { current: await file("memory.raw", memory), below: parent.raw, virtualBytes },
-      files: [{ name: "state", path: await file("memory.state", state) }],
+      files: [
+        { name: "state", path: await file("memory.state", state) },
+        // which the parent does not have
+        { name: "seed", path: await file("memory.seed", Buffer.from("seed")) },
+      ],
     },
     progress,
   );
@@ -94,7 +98,8 @@ it("packs what is nearly the parent's as the difference, and recombines it to wh
   const small = await reorder({ ...again, parentLayer: parent.layer, directory: inside("small-sealed") }, progress);
   expect(plain.manifest.format).toBe("cloudlet-overlay/1");
   expect(small.manifest.format).toBe("cloudlet-overlay/2");
-  expect(small.manifest.files).toMatchObject([{ name: "state", difference: true, bytes: stateAfter.length }]);
+  expect(small.manifest.files).toMatchObject([{ name: "state", difference: true, bytes: stateAfter.length }, { name: "seed" }]);
+  expect(small.manifest.files[1]).not.toHaveProperty("difference");
   expect(small.manifest.memory).toEqual(sealed.manifest.memory);
   // 400 blocks and the state are little more than nothing; what is all new stays as it is
   expect(plain.manifest.pack.bytes).toBeGreaterThan(550 * blockBytes + state.length);
