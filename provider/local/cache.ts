@@ -1,11 +1,11 @@
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, open, readdir, readFile, rename, rm, stat, statfs, utimes, writeFile } from "node:fs/promises";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import { z } from "zod";
 import type { LocalBlob } from "../core/context.ts";
 import { CloudletError } from "../core/errors.ts";
+import { cacheFolder } from "./cacheFolder.ts";
 
 /** What a source gave when it was asked last. */
 const noteSchema = z.object({ digest: z.string().regex(/^[0-9a-f]{64}$/), etag: z.string().optional(), modified: z.string().optional() });
@@ -18,8 +18,7 @@ const unfinishedMillis = 3 * 24 * 3_600_000;
 export class Cache {
   readonly #root: string;
 
-  /** Default: in `XDG_CACHE_HOME`, else below `~/.cache`. */
-  constructor(root = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "pulumi-cloudlet")) {
+  constructor(root = cacheFolder()) {
     this.#root = root;
   }
 

@@ -100,7 +100,7 @@ const rules: Rule[] = [
     may: [core, operatorsEnd, protocol, /^provider\/settings\.ts$/, /^provider\/(local|transport)\//],
   },
   // its process begins with this alone
-  { files: /^provider\/doors\/plugin\/start\.ts$/, may: [builtins] },
+  { files: /^provider\/doors\/plugin\/start\.ts$/, may: [builtins, /^provider\/local\/cacheFolder\.ts$/] },
   {
     files: /^provider\/doors\/plugin\//,
     may: [
@@ -196,9 +196,8 @@ const environmentReaders: Record<string, string> = {
   "provider/agent/process.ts": "children inherit it",
   "provider/hypervisors/qemu/program.ts": "where QEMU is, to notice an upgrade",
   "provider/hypervisors/qemu/seed.ts": "which of two programs is on the node",
-  "provider/doors/plugin/start.ts": "where the operator's cache is, before anything else is read",
   "provider/settings.ts": "settings of the provider that its configuration leaves out",
-  "provider/local/cache.ts": "where the operator's cache is",
+  "provider/local/cacheFolder.ts": "where the operator's cache is",
   "provider/local/registry/credentials.ts": "where docker keeps its settings",
   "provider/transport/operator.ts": "the operator's SSH agent and known hosts",
 };

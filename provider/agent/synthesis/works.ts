@@ -1,16 +1,12 @@
 import type { Offer } from "../protocol.ts";
 import type { ArrivingOptions } from "../../synthesis/arrivingLayer.ts";
-import type { LayersBelow } from "../../synthesis/layerFiles.ts";
 import type { Manifest } from "../../synthesis/manifest.ts";
 import type { OverlayIndex, OverlayPaths } from "../../synthesis/overlay.ts";
 import type { ReorderInput } from "../../synthesis/reorder.ts";
 import type { Progress, Sealed, SealInput, Touch } from "../../synthesis/sealTypes.ts";
 
 /** What a hydrator is told: which layer arrives, over what, and who has it. */
-export interface HydratorTask extends OverlayPaths {
-  below: LayersBelow;
-  /** Directory of the layer of the overlay's parent. */
-  parent?: string | undefined;
+export interface HydratorTask extends Omit<ArrivingOptions, "directory"> {
   /** None: those that it was given before. */
   offers: readonly Offer[];
   /** Where it serves the layer's images, and where it says how far it is. */

@@ -1,10 +1,10 @@
 import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writevSync } from "node:fs";
 import { createRequire } from "node:module";
-import { homedir } from "node:os";
 import { join } from "node:path";
 import { cachedDataVersionTag, getHeapCodeStatistics, setFlagsFromString } from "node:v8";
 import { Script } from "node:vm";
 import { crc32 } from "node:zlib";
+import { cacheFolder } from "../../local/cacheFolder.ts";
 
 // Runs the plugin with what Node.js compiled of it in earlier runs. Node.js's own cache does not have most of that: it keeps what is
 // compiled while a file is loaded, and a function is compiled when it is called first.
@@ -21,7 +21,7 @@ setFlagsFromString("--no-flush-bytecode");
 const plugin = join(import.meta.dirname, "plugin.js");
 const source = readFileSync(plugin);
 const sourceCrc = crc32(source);
-const folder = join(process.env["XDG_CACHE_HOME"] || join(homedir(), ".cache"), "pulumi-cloudlet", "compiled");
+const folder = join(cacheFolder(), "compiled");
 // code is of use to the same version, flags and processor only
 const path = join(folder, `plugin-${cachedDataVersionTag()}`);
 

@@ -1,12 +1,14 @@
 import { execFile } from "node:child_process";
 import { copyFile, mkdir, mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { afterEach, beforeEach, expect, it } from "vitest";
 
 const run = promisify(execFile);
-const start = resolve(import.meta.dirname, "../../../provider/doors/plugin/start.ts");
+const provider = resolve(import.meta.dirname, "../../../provider");
+/** As they lie there. */
+const [start, beside] = ["doors/plugin/start.ts", "local/cacheFolder.ts"];
 /** So much that it counts: a thousand functions that each run once. */
 const functions = Array.from(
   { length: 1000 },
@@ -17,7 +19,10 @@ const calls = functions.map((_, index) => `f${index}([1]);`);
 let folder: string;
 beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "cloudlet-start-"));
-  await copyFile(start, join(folder, "start.ts"));
+  for (const file of [start, beside]) {
+    await mkdir(dirname(join(folder, file)), { recursive: true });
+    await copyFile(join(provider, file), join(folder, file));
+  }
   await writePlugin("first");
 });
 afterEach(() => rm(folder, { recursive: true, force: true }));
@@ -26,7 +31,10 @@ afterEach(() => rm(folder, { recursive: true, force: true }));
 function writePlugin(word: string): Promise<void> {
   const tell = `require("node:v8").getHeapCodeStatistics().bytecode_and_metadata_size`;
   const told = `{ word: "${word}", arguments: process.argv.slice(2), folder: __dirname, compiled: ${tell} }`;
-  return writeFile(join(folder, "plugin.js"), `${functions.join("\n")}\nconsole.log(JSON.stringify(${told}));\n${calls.join("\n")}\n`);
+  return writeFile(
+    join(folder, "doors/plugin/plugin.js"),
+    `${functions.join("\n")}\nconsole.log(JSON.stringify(${told}));\n${calls.join("\n")}\n`,
+  );
 }
 
 interface Told {
@@ -38,7 +46,7 @@ interface Told {
 
 async function started(home = join(folder, "cache")): Promise<Told> {
   const env = { ...process.env, XDG_CACHE_HOME: home };
-  const { stdout, stderr } = await run(process.execPath, [join(folder, "start.ts"), "127.0.0.1:1"], { env, timeout: 30_000 });
+  const { stdout, stderr } = await run(process.execPath, [join(folder, start), "127.0.0.1:1"], { env, timeout: 30_000 });
   expect(stderr.replace(/^.*ExperimentalWarning.*\n.*\n/, "")).toBe("");
   return JSON.parse(stdout) as Told;
 }
@@ -52,9 +60,9 @@ async function keptFile(): Promise<string> {
 
 it("the plugin is run as by Node.js itself, and what was compiled of it is there the next time", async () => {
   const first = await started();
-  expect(first).toMatchObject({ word: "first", arguments: ["127.0.0.1:1"], folder });
+  expect(first).toMatchObject({ word: "first", arguments: ["127.0.0.1:1"], folder: join(folder, "doors/plugin") });
   const second = await started();
-  expect(second).toMatchObject({ word: "first", arguments: ["127.0.0.1:1"], folder });
+  expect(second).toMatchObject({ word: "first", arguments: ["127.0.0.1:1"], folder: join(folder, "doors/plugin") });
   expect(second.compiled).toBeGreaterThan(first.compiled + 100_000);
 });
 
