@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promis
 import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { type Deployment, type EngineEvent, LocalWorkspace, PulumiCommand, type PulumiFn } from "@pulumi/pulumi/automation/index.js";
+import { keyService, keyServiceEnvironment } from "./fakes/keyService.ts";
 
 const repository = resolve(import.meta.dirname, "..");
 
@@ -27,6 +28,7 @@ export interface Outcome {
   status: string[];
   /** What `pulumi` printed. */
   text: string;
+  /** What the program returned; of a secret only that it is one. */
   outputs: Record<string, unknown>;
 }
 
@@ -69,6 +71,11 @@ export interface StackSettings {
   env?: Record<string, string>;
   /** Folder of the plugin that serves `cloudlet`; without one it is the repository, where the plugin is built. */
   plugin?: string;
+  /**
+   * With all that the Automation API does after an operation, and with a passphrase, as most users have it. Both together take more than
+   * most operations of a test: four more runs of the engine, which derive a key from the passphrase each time.
+   */
+  asUsers?: boolean;
 }
 
 /** A stack of its own in a folder of its own, run by the real engine. */
@@ -78,11 +85,12 @@ export async function openStack({
   program,
   env = {},
   plugin = repository,
+  asUsers = false,
 }: StackSettings): Promise<TestStack> {
   const directory = await programFolder();
   const engine = pulumiPath();
   let current = program;
-  const envVars = { ...engineEnvironment(directory, engine), ...env };
+  const envVars = { ...engineEnvironment(directory, engine), ...(await keyServiceEnvironment()), ...env };
   const made = await LocalWorkspace.createOrSelectStack(
     { projectName: project, stackName: stack, program: () => current() },
     {
@@ -93,10 +101,11 @@ export async function openStack({
         // the SDK's type does not know it
         { plugins: { providers: [{ name: "cloudlet", path: plugin }] } },
       ),
-      secretsProvider: "passphrase",
+      secretsProvider: asUsers ? "passphrase" : keyService,
       workDir: directory,
     },
   );
+  if (!asUsers) Object.assign(made, { outputs: () => Promise.resolve({}), info: () => Promise.resolve(undefined) });
   // exportStack decrypts; what lies on the disk is what counts
   const stored = (): Promise<string> => readFile(join(directory, "backend", ".pulumi", "stacks", project, `${stack}.json`), "utf8");
   return {
@@ -176,26 +185,24 @@ interface Recorder {
   onOutput(text: string): void;
 }
 
-type Finished = object & { outputs?: Record<string, { value: unknown }> };
-
-async function outcome(operation: (recorder: Recorder) => Promise<Finished>): Promise<Outcome> {
+async function outcome(operation: (recorder: Recorder) => Promise<unknown>): Promise<Outcome> {
   const events: EngineEvent[] = [];
   let text = "";
   const record = { onEvent: (event: EngineEvent) => void events.push(event), onOutput: (chunk: string) => void (text += chunk) };
-  let finished: Finished = {};
   let ok = true;
   try {
-    finished = await operation(record);
+    await operation(record);
   } catch (error) {
     ok = false;
     text += error instanceof Error ? error.message : String(error);
   }
-  return {
-    ok,
-    text,
-    ...summary(events),
-    outputs: Object.fromEntries(Object.entries(finished.outputs ?? {}).map(([key, { value }]) => [key, value])),
-  };
+  return { ok, text, ...summary(events), outputs: outputs(events) };
+}
+
+/** What the program has returned, as the engine tells it at the end. */
+function outputs(events: EngineEvent[]): Record<string, unknown> {
+  const ended = events.findLast(({ resOutputsEvent }) => resOutputsEvent?.metadata.type === "pulumi:pulumi:Stack");
+  return ended?.resOutputsEvent?.metadata.new?.outputs ?? {};
 }
 
 function summary(events: EngineEvent[]): Pick<Outcome, "steps" | "counts" | "diagnostics" | "status"> {

@@ -9,6 +9,7 @@ import { z } from "zod";
 import { buildImages } from "../tools/images/images.ts";
 import { cacheDirectory } from "../tools/setup/cache.ts";
 import { engineEnvironment, pulumiPath } from "./engine.ts";
+import { keyService, keyServiceEnvironment } from "./fakes/keyService.ts";
 import { createLab, type Lab } from "./lab/lab.ts";
 import { readmeProgram } from "./readme.ts";
 
@@ -147,7 +148,7 @@ describe("the README's program on two bare machines that the ssh configuration n
   const pulumi = async (command: string, hypervisor: "kvm1" | "kvm2"): Promise<z.infer<typeof operatedSchema>> => {
     await writeFile(join(program, "index.ts"), readmeProgram().replace("hypervisor: kvm1,", `hypervisor: ${hypervisor},`));
     await run(join(bin, "tsc"), ["-p", program], options(program, minutes(1))).catch(withOutput);
-    const env = { ...process.env, ...engineEnvironment(program), ENGINE_ROOT: dirname(dirname(pulumiPath())), HOME: home };
+    const env = { ...(await environment(program)), HOME: home };
     const { stdout } = await run(join(bin, "node"), ["run.mjs", command], { cwd: program, env, timeout: minutes(6) }).catch(withOutput);
     return operatedSchema.parse(JSON.parse(stdout.trim().split("\n").at(-1) ?? ""));
   };
@@ -219,6 +220,7 @@ const open = async (projectName, program) => LocalWorkspace.createOrSelectStack(
   projectSettings: { name: projectName, runtime: "nodejs", main: process.cwd() },
   workDir: process.cwd(),
   pulumiCommand: await PulumiCommand.get({ root: process.env.ENGINE_ROOT }),
+  secretsProvider: "${keyService}",
 });
 const main = async () => {
   const shown = await open("shown", async () => { const { endpoint, lastMove } = await readme(); return { endpoint, lastMove }; });
@@ -240,6 +242,7 @@ const stack = await LocalWorkspace.createOrSelectStack({ stackName: "dev", proje
   projectSettings: { name: "faces", runtime: "nodejs", main: process.cwd() },
   workDir: process.cwd(),
   pulumiCommand: await PulumiCommand.get({ root: process.env.ENGINE_ROOT }),
+  secretsProvider: "${keyService}",
 });
 const command = process.argv[2];
 // an error that is only thrown here may be swallowed by the handlers of an inline program
@@ -260,9 +263,14 @@ const operatedSchema = z.object({
 const answerSchema = z.object({ preview: z.record(z.string(), z.int()), up: z.record(z.string(), z.int()), provider: z.string() });
 
 async function perform(program: string, form: Form): Promise<z.infer<typeof answerSchema>> {
-  const env = { ...process.env, ...engineEnvironment(program), ENGINE_ROOT: dirname(dirname(pulumiPath())) };
+  const env = await environment(program);
   const { stdout } = await run(join(bin, "node"), [forms[form].runner], { cwd: program, env, timeout: minutes(2) }).catch(withOutput);
   return answerSchema.parse(JSON.parse(stdout.trim().split("\n").at(-1) ?? ""));
+}
+
+async function environment(program: string): Promise<NodeJS.ProcessEnv> {
+  const keys = await keyServiceEnvironment();
+  return { ...process.env, ...engineEnvironment(program), ...keys, ENGINE_ROOT: dirname(dirname(pulumiPath())) };
 }
 
 // what a child process printed is the reason of its failure

@@ -74,8 +74,8 @@ async function inTurns(times: number, measure: (way: Way) => Promise<number>): P
 async function measureTask(task: Task, plugins: Plugins): Promise<Results["operations"][number]> {
   const { program, perform, expected } = task;
   const stacks = {
-    plugin: await openStack({ program, plugin: plugins.plugin }),
-    floor: await openStack({ program, plugin: plugins.floor }),
+    plugin: await openStack({ program, plugin: plugins.plugin, asUsers: true }),
+    floor: await openStack({ program, plugin: plugins.floor, asUsers: true }),
   };
   try {
     const before = { plugin: task.state ?? (await stacks.plugin.exportState()), floor: task.state ?? (await stacks.floor.exportState()) };

@@ -39,6 +39,8 @@ fill() {
   chmod 600 "$root/etc/ssh/ssh_host_ed25519_key"
   users
   : >"$root/etc/resolv.conf"
+  # nobody looks up a manual page here, and indexing them takes longer than installing a hypervisor
+  rm -f "$root/var/lib/man-db/auto-update"
   ( ulimit -n 65536 ) 2>/dev/null || tolerate
   [ ! -e "$files/systemd" ] || units
   [ ! -e "$files/lxd" ] || services

@@ -40,7 +40,7 @@ try {
 /** The state after an `up`, as `pulumi stack export` writes it. */
 async function record(door: Door, told: Told, credentials: object): Promise<unknown> {
   const env = { CLOUDLET_CONNECTION: JSON.stringify(credentials) };
-  const stack = await openStack({ program: () => Promise.resolve({}), env });
+  const stack = await openStack({ program: () => Promise.resolve({}), env, asUsers: true });
   try {
     const made = await stack.up(upgraded(stack.directory, door, told));
     if (!made.ok) throw new Error(made.text);
