@@ -1,7 +1,7 @@
 import { closeSync, fsyncSync, mkdirSync, openSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writevSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
-import { cachedDataVersionTag, getHeapCodeStatistics, setFlagsFromString } from "node:v8";
+import { cachedDataVersionTag, getHeapCodeStatistics, getHeapSpaceStatistics, setFlagsFromString } from "node:v8";
 import { Script } from "node:vm";
 import { crc32 } from "node:zlib";
 import { cacheFolder } from "../../local/cacheFolder.ts";
@@ -14,9 +14,18 @@ const headerBytes = 12;
 const keptMillis = 30 * 24 * 3_600_000;
 /** What runs of one kind differ by. */
 const noteworthyBytes = 64 * 1024;
-
-// compiled code that was not used lately is dropped otherwise, and would be missing in what is kept
-setFlagsFromString("--no-flush-bytecode");
+/** Two halves of 16 MiB, of at most 64 that newer versions allow. */
+const youngBytes = 32 * 1024 ** 2;
+const lookMillis = 100;
+/** What V8 is told, and what it does by itself. */
+const settings = [
+  // young garbage gets all its room at once, when it needs more than it begins with
+  { set: "--semi-space-growth-factor=16", own: "--semi-space-growth-factor=2" },
+  // memory is given back rather than more of the old waited for
+  { set: "--heap-growing-percent=40", own: "--heap-growing-percent=0" },
+  // compiled code that was not used lately is dropped otherwise, and would be missing in what is kept
+  { set: "--no-flush-bytecode", own: "--flush-bytecode" },
+];
 
 const plugin = join(import.meta.dirname, "plugin.js");
 const source = readFileSync(plugin);
@@ -32,10 +41,21 @@ const keptBytes = kept === undefined || script.cachedDataRejected ? 0 : kept.byt
 const module = { exports: {} };
 script.runInThisContext().call(module.exports, module.exports, createRequire(plugin), module, plugin, import.meta.dirname);
 
+// Only now: with other settings than V8's own, compiled code is refused, also that of Node.js's own modules.
+for (const { set } of settings) setFlagsFromString(set);
+const growing = setInterval(() => {
+  const young = getHeapSpaceStatistics().find(({ space_name }) => space_name === "new_space");
+  if (young === undefined || young.space_size < youngBytes) return;
+  setFlagsFromString("--semi-space-growth-factor=1");
+  clearInterval(growing);
+}, lookMillis);
+growing.unref();
+
 process.on("exit", () => {
   const bytes = getHeapCodeStatistics().bytecode_and_metadata_size;
   if (bytes < keptBytes + noteworthyBytes) return;
   try {
+    for (const { own } of settings) setFlagsFromString(own);
     write(bytes, script.createCachedData());
   } catch {
     // a home that cannot be written, or a full disk: the next run compiles what it needs, as this one did
