@@ -17,16 +17,7 @@ const noteworthyBytes = 64 * 1024;
 /** Two halves of 16 MiB, of at most 64 that newer versions allow. */
 const youngBytes = 32 * 1024 ** 2;
 const lookMillis = 100;
-/** What V8 is told, and what it does by itself. */
-const settings = [
-  // young garbage gets all its room at once, when it needs more than it begins with
-  { set: "--semi-space-growth-factor=16", own: "--semi-space-growth-factor=2" },
-  // memory is given back rather than more of the old waited for
-  { set: "--heap-growing-percent=40", own: "--heap-growing-percent=0" },
-  // compiled code that was not used lately is dropped otherwise, and would be missing in what is kept
-  { set: "--no-flush-bytecode", own: "--flush-bytecode" },
-];
-
+const ownSettings = ["--semi-space-growth-factor=2", "--heap-growing-percent=0", "--flush-bytecode"];
 const plugin = join(import.meta.dirname, "plugin.js");
 const source = readFileSync(plugin);
 const sourceCrc = crc32(source);
@@ -41,26 +32,35 @@ const keptBytes = kept === undefined || script.cachedDataRejected ? 0 : kept.byt
 const module = { exports: {} };
 script.runInThisContext().call(module.exports, module.exports, createRequire(plugin), module, plugin, import.meta.dirname);
 
-// Only now: with other settings than V8's own, compiled code is refused, also that of Node.js's own modules.
-for (const { set } of settings) setFlagsFromString(set);
-const growing = setInterval(() => {
-  const young = getHeapSpaceStatistics().find(({ space_name }) => space_name === "new_space");
-  if (young === undefined || young.space_size < youngBytes) return;
-  setFlagsFromString("--semi-space-growth-factor=1");
-  clearInterval(growing);
-}, lookMillis);
-growing.unref();
+// Only now: with other settings than V8's own, compiled code is refused, also that of Node.js's own modules. Memory is given back
+// rather than more of the old waited for; code that was not used lately is kept, as it would be missing in what is written at the end.
+setFlagsFromString("--heap-growing-percent=40");
+setFlagsFromString("--no-flush-bytecode");
+if (boundYoung() > 1) {
+  const growing = setInterval(() => {
+    if (boundYoung() === 1) clearInterval(growing);
+  }, lookMillis);
+  growing.unref();
+}
 
 process.on("exit", () => {
   const bytes = getHeapCodeStatistics().bytecode_and_metadata_size;
   if (bytes < keptBytes + noteworthyBytes) return;
   try {
-    for (const { own } of settings) setFlagsFromString(own);
+    for (const own of ownSettings) setFlagsFromString(own);
     write(bytes, script.createCachedData());
   } catch {
     // a home that cannot be written, or a full disk: the next run compiles what it needs, as this one did
   }
 });
+
+/** Young garbage gets all its room at once when it needs more than it has, and never more; returns by how much it may still grow. */
+function boundYoung(): number {
+  const young = getHeapSpaceStatistics().find(({ space_name }) => space_name === "new_space");
+  const factor = Math.max(1, Math.floor(youngBytes / Math.max(1, young?.space_size ?? youngBytes)));
+  setFlagsFromString(`--semi-space-growth-factor=${factor}`);
+  return factor;
+}
 
 function read(): { bytes: number; code: Buffer } | undefined {
   try {
