@@ -43,6 +43,8 @@ const entries: { source: string; output: string; options: BuildOptions }[] = [
       // the engine waits while it is read; names stay, for stacks
       minifyWhitespace: true,
       minifySyntax: true,
+      // what starts it reads it as such
+      charset: "ascii",
       external: ["*.node"],
       define: { packageVersion: JSON.stringify(version), "import.meta.dirname": "__dirname" },
     },

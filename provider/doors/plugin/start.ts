@@ -27,7 +27,9 @@ const path = join(folder, `plugin-${cachedDataVersionTag()}`);
 
 const kept = read();
 const parameters = "exports, require, module, __filename, __dirname";
-const script = new Script(`(function (${parameters}) { ${source.toString()}\n})`, { filename: plugin, cachedData: kept?.code });
+// the bundler writes ASCII, and any other character in comments only
+const text = source.toString("latin1");
+const script = new Script(`(function (${parameters}) { ${text}\n})`, { filename: plugin, cachedData: kept?.code });
 const keptBytes = kept === undefined || script.cachedDataRejected ? 0 : kept.bytes;
 const module = { exports: {} };
 script.runInThisContext().call(module.exports, module.exports, createRequire(plugin), module, plugin, import.meta.dirname);
