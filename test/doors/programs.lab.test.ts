@@ -5,6 +5,7 @@ import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { engineEnvironment, programFolder, pulumiPath } from "../engine.ts";
+import { keyService, keyServiceEnvironment } from "../fakes/keyService.ts";
 
 const run = promisify(execFile);
 const repository = resolve(import.meta.dirname, "../..");
@@ -20,6 +21,7 @@ const main = async () => {
     projectSettings: { name: "programs", runtime: "nodejs", main: process.cwd() },
     workDir: process.cwd(),
     pulumiCommand: await PulumiCommand.get({ root: process.env.ENGINE_ROOT }),
+    secretsProvider: "${keyService}",
   });
   const first = await stack.up();
   const second = await stack.up();
@@ -38,12 +40,13 @@ const heads = {
 };
 
 describe.skipIf(!existsSync(join(repository, "dist", "hooks.js")))("a program that uses the built package", () => {
-  it.each(["cjs", "mjs"] as const)("creates, repeats and destroys a cluster when it runs as %s", { timeout: 60_000 }, async (form) => {
+  it.each(["cjs", "mjs"] as const)("creates, repeats and destroys a cluster when it runs as %s", { timeout: 180_000 }, async (form) => {
     const folder = await programFolder();
     try {
       await writeFile(join(folder, `program.${form}`), heads[form] + body);
-      const env = { ...process.env, ...engineEnvironment(folder), ENGINE_ROOT: resolve(pulumiPath(), "../..") };
-      const { stdout } = await run(node, [`program.${form}`], { cwd: folder, env, timeout: 50_000 });
+      const keys = await keyServiceEnvironment();
+      const env = { ...process.env, ...engineEnvironment(folder), ...keys, ENGINE_ROOT: resolve(pulumiPath(), "../..") };
+      const { stdout } = await run(node, [`program.${form}`], { cwd: folder, env, timeout: 150_000 });
       expect(JSON.parse(stdout.trim().split("\n").at(-1) ?? "")).toEqual({
         outputs: { name: "faces", application: "face-recognition" },
         first: { create: 2 },
