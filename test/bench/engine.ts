@@ -45,29 +45,49 @@ interface Task {
   expected: Record<string, number>;
 }
 
-/** Folders of the two plugins, each with a `pulumi-resource-cloudlet`. */
-interface Plugins {
-  plugin: string;
-  floor: string;
+const ways = ["plugin", "floor"] as const;
+type Way = (typeof ways)[number];
+/** Folders, each with a `pulumi-resource-cloudlet`. */
+type Plugins = Record<Way, string>;
+
+/** What is started to see how long that takes: beside the plugins Node.js itself, which the machine's speed can be told by. */
+const started = [...ways, "empty"] as const;
+/** How often each is started between two operations, whose minutes may find the machine at different speeds. */
+const startsAtOnce = 10;
+
+/** A folder with an executable of the plugin's name, which runs a file as the plugin's own does. */
+async function makeExecutable(directory: string, file: string): Promise<string> {
+  await mkdir(directory, { recursive: true });
+  const shim = `#!/bin/sh\nexec node "${file}" "$@"\n`;
+  await writeFile(join(directory, "pulumi-resource-cloudlet"), shim, { mode: 0o755 });
+  return directory;
 }
-type Way = keyof Plugins;
-const ways: readonly Way[] = ["plugin", "floor"];
 
 /** The fake provider that does nothing, as the plugin is built and found. */
 async function makeFloor(directory: string): Promise<string> {
   const outfile = join(directory, "nothing.js");
   const source = join(import.meta.dirname, "nothing.ts");
   await build({ entryPoints: [source], outfile, bundle: true, platform: "node", format: "cjs", target: "node22", logLevel: "warning" });
-  const shim = `#!/bin/sh\nexec node "${outfile}" "$@"\n`;
-  await writeFile(join(directory, "pulumi-resource-cloudlet"), shim, { mode: 0o755 });
-  return directory;
+  return await makeExecutable(directory, outfile);
+}
+
+/** A program that says a port and does no more than wait for its end. */
+async function makeEmpty(directory: string): Promise<string> {
+  const file = join(directory, "empty.js");
+  const folder = await makeExecutable(directory, file);
+  await writeFile(file, "console.log(1);\nprocess.stdin.resume();\n");
+  return folder;
 }
 
 /** Seconds of each run, in turns. */
-async function inTurns(times: number, measure: (way: Way) => Promise<number>): Promise<Record<Way, number[]>> {
-  const seconds: Record<Way, number[]> = { plugin: [], floor: [] };
+async function inTurns<W extends string>(
+  times: number,
+  order: readonly W[],
+  measure: (way: W) => Promise<number>,
+): Promise<Map<W, number[]>> {
+  const seconds = new Map(order.map((way) => [way, [] as number[]]));
   for (let time = 0; time < times; time++)
-    for (const way of time % 2 === 0 ? ways : ways.toReversed()) seconds[way].push(await measure(way));
+    for (const way of time % 2 === 0 ? order : order.toReversed()) seconds.get(way)?.push(await measure(way));
   return seconds;
 }
 
@@ -95,11 +115,11 @@ async function measureTask(task: Task, plugins: Plugins): Promise<Results["opera
     };
     // the first run of each, which warms what both share, is the one whose memory is looked at
     const bytes = { plugin: await watched("plugin"), floor: await watched("floor") };
-    const seconds = await inTurns(repeats, timed);
+    const seconds = await inTurns(repeats, ways, timed);
     return {
       what: task.what,
-      pluginSeconds: seconds.plugin,
-      floorSeconds: seconds.floor,
+      pluginSeconds: seconds.get("plugin") ?? [],
+      floorSeconds: seconds.get("floor") ?? [],
       pluginBytes: bytes.plugin,
       floorBytes: bytes.floor,
     };
@@ -129,16 +149,22 @@ async function previewTask(count: number): Promise<Task> {
 async function main(): Promise<void> {
   const directory = await mkdtemp(join(tmpdir(), "cloudlet-nothing-"));
   try {
-    const plugins = { plugin: repository, floor: await makeFloor(directory) };
+    const plugins = { plugin: repository, floor: await makeFloor(join(directory, "floor")) };
+    const folders = { ...plugins, empty: await makeEmpty(join(directory, "empty")) };
     const up: Task = { what: "up of 100", program: clusters(100), perform: (stack) => stack.up(), expected: { create: 101 } };
     const operations: Results["operations"] = [];
+    const start: Results["start"] = { pluginSeconds: [], floorSeconds: [], emptySeconds: [] };
+    const measureStarts = async (): Promise<void> => {
+      const seconds = await inTurns(startsAtOnce, started, (way) => startSeconds(folders[way]));
+      for (const way of started) start[`${way}Seconds`].push(...(seconds.get(way) ?? []));
+    };
     for (const task of [await previewTask(100), await previewTask(1000), up]) {
       const measured = await measureTask(task, plugins);
       console.log(row(measured));
       operations.push(measured);
+      await measureStarts();
     }
-    const starts = await inTurns(repeats + 2, (way) => startSeconds(plugins[way]));
-    const results = { operations, start: { pluginSeconds: starts.plugin, floorSeconds: starts.floor } };
+    const results = { operations, start };
     await mkdir(values.out, { recursive: true });
     await writeFile(join(values.out, "engine.json"), `${JSON.stringify(results, null, 1)}\n`);
     await writeFile(join(values.out, "engine.svg"), chart(results));

@@ -17,7 +17,8 @@ export const resultsSchema = z.object({
       floorBytes: z.number(),
     }),
   ),
-  start: z.object({ pluginSeconds: z.array(z.number()), floorSeconds: z.array(z.number()) }),
+  /** Of processes, until they can be called; `emptySeconds` is Node.js itself. */
+  start: z.object({ pluginSeconds: z.array(z.number()), floorSeconds: z.array(z.number()), emptySeconds: z.array(z.number()) }),
 });
 export type Results = z.infer<typeof resultsSchema>;
 type Operation = Results["operations"][number];
@@ -66,7 +67,7 @@ Pulumi's engine runs the same program on the same state once with the plugin and
 |---|--:|--:|--:|--:|--:|--:|
 ${operations.map(row).join("\n")}
 
-From the start of its process until the engine could call it, the plugin took ${range(start.pluginSeconds)} s, the one that does nothing ${range(start.floorSeconds)} s (${start.pluginSeconds.length} starts each).
+From the start of its process until the engine could call it, the plugin took ${range(start.pluginSeconds)} s, the provider that does nothing ${range(start.floorSeconds)} s, and Node.js with an empty program ${range(start.emptySeconds)} s (${start.pluginSeconds.length} starts each, in turns, a third of them after each operation of the table).
 
 ## Against the aims
 
