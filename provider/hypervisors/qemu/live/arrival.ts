@@ -27,15 +27,40 @@ const sectionBytes = 1024 * 1024;
 /** Under way to the disks at once. */
 const writingBytes = 4 * 1024 * 1024;
 
-interface ArrivalParts {
+/** What this node has already of a guest that arrives. */
+export interface Here {
+  images: Images;
+  /** What is here of the guest from before, as hashes. */
+  has: Buffer;
+  /** Gets what has arrived, should the link break before the end. */
+  kept: UnitFile;
+}
+
+export async function openHere(paths: readonly string[], former: string, signal: AbortSignal): Promise<Here> {
+  // makes the file where there is none, so that it can be opened
+  const kept = await UnitFile.more(former);
+  const images = await Images.open(paths, former).catch(async (error: unknown) => {
+    await kept.close();
+    throw error;
+  });
+  try {
+    return { images, has: await images.formerHashes(signal), kept };
+  } catch (error) {
+    await closeHere({ images, kept });
+    throw error;
+  }
+}
+
+export async function closeHere({ images, kept }: Pick<Here, "images" | "kept">): Promise<void> {
+  await kept.close();
+  await images.close();
+}
+
+interface ArrivalParts extends Here {
   guest: Guest;
   qmp: Qmp;
   place: string;
   socket: Socket;
-  images: Images;
-  has: Buffer;
-  /** What has arrived, should the link break before the end. */
-  kept: UnitFile;
   disks: NbdClient[];
   names: string[];
 }
@@ -45,6 +70,8 @@ export class Arrival {
   readonly #parts: ArrivalParts;
   readonly #reader = new RecordReader();
   #writer: RamWriter | undefined;
+  /** For pages from images, which go straight on. */
+  readonly #pages = Buffer.allocUnsafe(mostUnits * pageBytes);
   #rounds = 0;
   /** What was given to QEMU last. */
   #passing: Promise<void> = Promise.resolve();
@@ -56,16 +83,11 @@ export class Arrival {
     this.#parts = parts;
   }
 
-  /** Of a guest whose QEMU waits for what comes (`-incoming defer`). */
-  static async open(
-    guest: Guest,
-    { images, former }: { images: readonly string[]; former: string },
-    { around, signal }: { around: Surroundings; signal: AbortSignal },
-  ): Promise<Arrival> {
+  /** Of a guest whose QEMU waits for what comes (`-incoming defer`); what is here of it is closed with this. */
+  static async open(guest: Guest, here: Promise<Here>, { around }: { around: Surroundings }): Promise<Arrival> {
     const place = await makePlace(guest, around.confinement);
     const [ram, nbd] = [join(place, "ram.sock"), join(place, "nbd.sock")];
     const qmp = await connectQmp(guestFiles(guest).qmp, { guest: guest.name });
-    const opened: { close(): Promise<void> }[] = [];
     try {
       await addGuard(qmp);
       await serveDisks(qmp, nbd);
@@ -77,15 +99,9 @@ export class Arrival {
       }
       await loadFrom(qmp, `unix:${ram}`);
       const socket = await connected(ram);
-      // makes the file where there is none, so that it can be opened
-      const kept = await UnitFile.more(former);
-      opened.push(kept);
-      const known = await Images.open(images, former);
-      opened.push(known);
-      return new Arrival({ guest, qmp, place, socket, images: known, has: await known.formerHashes(signal), kept, disks, names });
+      return new Arrival({ guest, qmp, place, socket, disks, names, ...(await here) });
     } catch (error) {
       qmp.close();
-      for (const file of opened) await file.close();
       await rm(place, { recursive: true, force: true });
       throw error;
     }
@@ -129,10 +145,9 @@ export class Arrival {
   async close(): Promise<void> {
     const { qmp, socket, disks, images, kept, place } = this.#parts;
     socket.destroy();
-    await kept.close();
     for (const disk of disks) disk.close();
     qmp.close();
-    await images.close();
+    await closeHere({ images, kept });
     await rm(place, { recursive: true, force: true });
   }
 
@@ -172,7 +187,7 @@ export class Arrival {
   }
 
   async #referred(record: LiveRecord & { letter: "R" }): Promise<false> {
-    for (const { data, at } of this.#fromImage(record)) {
+    for (const { data, at } of this.#fromImage(record, this.#pages)) {
       for (let offset = 0; offset < data.length; offset += pageBytes)
         this.#ram.page(record.block, record.unit + at + offset / pageBytes, data.subarray(offset, offset + pageBytes));
       if (this.#ram.bytes >= sectionBytes) await this.#flushPages();
@@ -180,9 +195,10 @@ export class Arrival {
     return false;
   }
 
-  *#fromImage({ count, place }: { count: number; place: Place }): Generator<{ data: Buffer; at: number }> {
+  /** Piece by piece: each in a buffer of its own, or all in the one that is given. */
+  *#fromImage({ count, place }: { count: number; place: Place }, buffer?: Buffer): Generator<{ data: Buffer; at: number }> {
     for (let at = 0; at < count; at += mostUnits) {
-      yield { data: this.#parts.images.read({ ...place, unit: place.unit + at }, Math.min(mostUnits, count - at)), at };
+      yield { data: this.#parts.images.read({ ...place, unit: place.unit + at }, Math.min(mostUnits, count - at), buffer), at };
     }
   }
 

@@ -11,7 +11,7 @@ import { connectQmp, type Qmp } from "../qmp.ts";
 import { DiskRounds } from "./diskRounds.ts";
 import type { Images } from "./images.ts";
 import { makePlace } from "./place.ts";
-import { hashOf, PageTable, zeroHash } from "./pageTable.ts";
+import { guestMemory, hashOf, markOf, PageTable, zeroHash } from "./pageTable.ts";
 import { addGuard, guardedMigration, letSwitchOver, queryMigration, serveDisks, setPace, type Migration } from "./qmpLive.ts";
 import { pageBytes, RamStream } from "./ramStream.ts";
 import { RecordWriter, type Place } from "./records.ts";
@@ -29,7 +29,8 @@ interface DepartureParts {
   place: string;
   socket: Socket;
   images: Images;
-  disks: DiskRounds;
+  /** Ends when the guest has given back what it has freed on its disks, or nobody waits for that any more. */
+  trimmed: Promise<void>;
   /** What stays here of the guest. */
   kept: UnitFile;
 }
@@ -41,6 +42,9 @@ export class Departure {
   readonly #stream: RamStream;
   readonly #records = new RecordWriter();
   #table: PageTable | undefined;
+  #begun: DiskRounds | undefined;
+  /** The number of the guest's own memory among QEMU's blocks. */
+  #memory = -1;
   #round = 0;
   #stats = { pages: 0, blocks: 0, known: 0 };
   #left = false;
@@ -53,6 +57,7 @@ export class Departure {
     this.#stream = new RamStream({
       blocks: (section, blocks) => {
         this.#table = new PageTable(blocks);
+        this.#memory = blocks.findIndex(({ name }) => name === guestMemory);
         this.#records.map({ section, names: blocks.map(({ name }) => name) });
       },
       page: (block, unit, data) => this.#page(block, unit, data),
@@ -62,7 +67,7 @@ export class Departure {
 
   static async open(
     guest: Guest,
-    { images, former }: { images: Images; former: string },
+    { images, former, trimmed }: { images: Images; former: string; trimmed: Promise<void> },
     { around, progress }: { around: Surroundings; progress: Progress },
   ): Promise<Departure> {
     const place = await makePlace(guest, around.confinement);
@@ -75,14 +80,10 @@ export class Departure {
       await new Promise<void>((resolve, reject) => server.once("error", reject).listen(path, resolve));
       if (user !== undefined) await chown(path, user.uid, user.gid);
       await serveDisks(qmp, join(place, "nbd.sock"));
-      const disks = await DiskRounds.begin(qmp, join(place, "nbd.sock"), [
-        "disk",
-        ...guest.volumes.map((_, index) => `volume${String(index)}`),
-      ]);
       await addGuard(qmp);
       const connected = firstConnection(server, progress.signal);
       await guardedMigration(qmp, path);
-      return new Departure({ guest, qmp, place, socket: await connected, images, disks, kept });
+      return new Departure({ guest, qmp, place, socket: await connected, images, trimmed, kept });
     } catch (error) {
       qmp.close();
       await images.close();
@@ -101,7 +102,7 @@ export class Departure {
 
   /** Bytes that have changed since the last round began; QEMU looks for changed pages now. */
   async remaining(signal: AbortSignal): Promise<{ memoryBytes: number; diskBytes: number }> {
-    const { qmp, disks } = this.#parts;
+    const { qmp } = this.#parts;
     const { looks } = await this.#migration();
     await setPace(qmp, "round");
     for (;;) {
@@ -111,7 +112,7 @@ export class Departure {
         continue;
       }
       await setPace(qmp, "idle");
-      return { memoryBytes: now.remaining, diskBytes: await disks.changed() };
+      return { memoryBytes: now.remaining, diskBytes: await (await this.#disks()).changed() };
     }
   }
 
@@ -139,24 +140,28 @@ export class Departure {
   }
 
   async *#oneRound(signal: AbortSignal): AsyncGenerator<Buffer> {
-    const { qmp, disks } = this.#parts;
+    const { qmp } = this.#parts;
     await this.#stopIdling();
-    yield* this.#disks(disks.round(signal));
+    // QEMU notices within a tenth of a second
     await setPace(qmp, "flow");
+    const isFirst = this.#begun === undefined;
+    if (!isFirst) yield* this.#changedBlocks((await this.#disks()).round(signal));
     yield* this.#pass(signal);
     await setPace(qmp, "idle");
+    if (isFirst) yield* this.#changedBlocks((await this.#disks()).round(signal));
     yield* this.#ends();
     this.#startIdling();
   }
 
   async *#lastRound(signal: AbortSignal, onPaused: () => void): AsyncGenerator<Buffer> {
-    const { qmp, disks } = this.#parts;
+    const { qmp } = this.#parts;
+    const disks = await this.#disks();
     await this.#stopIdling();
     await setPace(qmp, "end");
     // what was written until now need not wait for the pause
     yield* this.#until(async () => (await this.#migration()).status === "pre-switchover", signal);
     onPaused();
-    yield* this.#disks(disks.last(signal));
+    yield* this.#changedBlocks(disks.last(signal));
     // QEMU answers only once it has sent all, so it must be read meanwhile
     const switching = letSwitchOver(qmp);
     switching.catch(() => undefined);
@@ -218,7 +223,16 @@ export class Departure {
     yield* this.#records.take(false);
   }
 
-  async *#disks(rounds: ReturnType<DiskRounds["round"]>): AsyncGenerator<Buffer> {
+  /** What is freed meanwhile must not count as changed: the first look at the disks waits for that, and memory is read before. */
+  async #disks(): Promise<DiskRounds> {
+    if (this.#begun !== undefined) return this.#begun;
+    const { guest, qmp, place, trimmed } = this.#parts;
+    await trimmed;
+    const nodes = ["disk", ...guest.volumes.map((_, index) => `volume${String(index)}`)];
+    return (this.#begun = await DiskRounds.begin(qmp, join(place, "nbd.sock"), nodes));
+  }
+
+  async *#changedBlocks(rounds: ReturnType<DiskRounds["round"]>): AsyncGenerator<Buffer> {
     for await (const { disk, unit, data } of rounds) {
       this.#block(disk, unit, data);
       yield* this.#records.take(false);
@@ -274,6 +288,8 @@ export class Departure {
   }
 
   #page(block: number, unit: number, data: Buffer | undefined): void {
+    const saved = data !== undefined && block === this.#memory ? this.#parts.images.asSaved(unit, data) : undefined;
+    if (saved !== undefined) return this.#savedPage(block, unit, saved);
     const hash = data === undefined ? zeroHash : hashOf(data);
     if (this.#table?.change(block, unit, hash) !== true) return;
     if (hash.equals(zeroHash)) return this.#records.zeroPage(block, unit);
@@ -282,6 +298,12 @@ export class Departure {
     if (data === undefined) return;
     this.#stats.pages++;
     this.#records.page(block, unit, data);
+  }
+
+  #savedPage(block: number, unit: number, place: Place): void {
+    if (this.#table?.change(block, unit, markOf(place)) !== true) return;
+    this.#stats.known++;
+    this.#records.referredPage(block, unit, place);
   }
 
   /** Neighbouring units of one kind go as one record. */

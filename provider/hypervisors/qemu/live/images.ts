@@ -10,8 +10,10 @@ import { run } from "../../../agent/process.ts";
 import { z } from "zod";
 
 const readBytes = 1024 * 1024;
-/** Of all images together: a table of this many takes about 60 MB. */
+/** Of the disk: a table of this many takes about 60 MB. */
 const mostUnits = 512 * 1024;
+/** Of saved memory, read at once and compared page by page. */
+const windowBytes = 256 * 1024;
 
 /**
  * Images that both nodes have, each as one raw file: what a running guest has in common with them need not be sent. Behind
@@ -23,6 +25,12 @@ export class Images {
   /** The number of the one that only the target has. */
   readonly former: number;
   readonly #units: number[];
+  /** Which windows of saved memory hold something. */
+  #held: Uint8Array = new Uint8Array(0);
+  /** The part of saved memory that was compared with last. */
+  #window: { at: number; bytes: Buffer } = { at: -1, bytes: Buffer.alloc(0) };
+  /** What is read and looked at in passing: a new buffer each time would be gigabytes to collect. */
+  #passing = Buffer.allocUnsafe(readBytes);
 
   private constructor(files: FileHandle[], { units, former }: { units: number[]; former: number }) {
     this.#files = files;
@@ -42,7 +50,9 @@ export class Images {
   static async indexed(paths: readonly string[], onTarget: Promise<Buffer>, signal: AbortSignal): Promise<Images> {
     const images = await Images.open(paths);
     try {
-      await images.#index(paths, signal);
+      const [disk, saved] = paths;
+      if (saved !== undefined) images.#held = await heldWindows(saved, signal);
+      if (disk !== undefined) await images.#index(disk, signal);
       images.addFormer(await onTarget);
       return images;
     } catch (error) {
@@ -51,27 +61,39 @@ export class Images {
     }
   }
 
-  /** Reads everything once. */
-  async #index(paths: readonly string[], signal: AbortSignal): Promise<void> {
+  /** Reads all of the disk once. */
+  async #index(disk: string, signal: AbortSignal): Promise<void> {
     let units = 0;
-    // memory, which comes last, first: its pages are where the guest has them, one after the other, and those of files in its cache are not
-    for (const [image, path] of [...paths.entries()].reverse()) {
-      for (const { start, end } of await dataRanges(path, signal)) {
-        for (let at = start; at < end && units < mostUnits; at += readBytes) {
-          signal.throwIfAborted();
-          // others have their turn meanwhile: this may be gigabytes
-          await setImmediate();
-          const data = this.#readBytes(image, at, Math.min(readBytes, end - at));
-          for (let offset = 0; offset + pageBytes <= data.length; offset += pageBytes) {
-            const hash = hashOf(data.subarray(offset, offset + pageBytes));
-            if (hash.equals(zeroHash)) continue;
-            const key = hash.toString("latin1");
-            if (!this.#places.has(key)) this.#places.set(key, image * 2 ** 32 + (at + offset) / pageBytes);
-            units++;
-          }
+    for (const { start, end } of await dataRanges(disk, signal)) {
+      for (let at = start; at < end && units < mostUnits; at += readBytes) {
+        signal.throwIfAborted();
+        // others have their turn meanwhile: this may be gigabytes
+        await setImmediate();
+        const data = this.#readInto(this.#passing, diskImage, { offset: at, length: Math.min(readBytes, end - at) });
+        for (let offset = 0; offset + pageBytes <= data.length; offset += pageBytes) {
+          const hash = hashOf(data.subarray(offset, offset + pageBytes));
+          if (hash.equals(zeroHash)) continue;
+          const key = hash.toString("latin1");
+          if (!this.#places.has(key)) this.#places.set(key, diskImage * 2 ** 32 + (at + offset) / pageBytes);
+          units++;
         }
       }
     }
+  }
+
+  /**
+   * Where saved memory has the very page that the guest has there: of a guest that went on from it, most of what is not its own.
+   * To compare takes a fraction of what a hash takes.
+   */
+  asSaved(unit: number, page: Buffer): Place | undefined {
+    const at = Math.floor((unit * pageBytes) / windowBytes);
+    if (this.#held[at] !== 1) return undefined;
+    if (this.#window.at !== at)
+      this.#window = { at, bytes: this.#readInto(this.#passing, savedImage, { offset: at * windowBytes, length: windowBytes }) };
+    const { bytes } = this.#window;
+    const offset = unit * pageBytes - at * windowBytes;
+    if (offset + pageBytes > bytes.length || page.compare(bytes, offset, offset + pageBytes) !== 0) return undefined;
+    return { image: savedImage, unit };
   }
 
   /** What this target has besides, unit by unit: of the very file that is open, whatever becomes of its name. */
@@ -93,13 +115,13 @@ export class Images {
     return place === undefined ? undefined : { image: Math.floor(place / 2 ** 32), unit: place % 2 ** 32 };
   }
 
-  /** Units from a place on; beyond an image's end there are zeros. */
-  read({ image, unit }: Place, count: number): Buffer {
+  /** Units from a place on, put into a buffer; beyond an image's end there are zeros. */
+  read({ image, unit }: Place, count: number, buffer: Buffer = Buffer.allocUnsafe(count * pageBytes)): Buffer {
     const there = Math.max(0, Math.min(count, (this.#units[image] ?? 0) - unit));
     if (image >= this.former && there < count)
       throw new CloudletError("INTEGRITY", "what arrives of the running guest names something that this node does not have");
-    const data = this.#readBytes(image, unit * pageBytes, there * pageBytes);
-    return there === count ? data : Buffer.concat([data], count * pageBytes);
+    const data = this.#readInto(buffer, image, { offset: unit * pageBytes, length: there * pageBytes });
+    return there === count ? data : buffer.fill(0, data.length).subarray(0, count * pageBytes);
   }
 
   async close(): Promise<void> {
@@ -107,17 +129,26 @@ export class Images {
   }
 
   /** At once: tens of thousands of small pieces, most of which the kernel has at hand, would each wait for another thread. */
-  #readBytes(image: number, offset: number, length: number): Buffer {
-    const data = Buffer.allocUnsafe(length);
+  #readInto(buffer: Buffer, image: number, { offset, length }: { offset: number; length: number }): Buffer {
     const file = this.#files[image];
     let filled = 0;
     while (file !== undefined && filled < length) {
-      const bytesRead = readSync(file.fd, data, filled, length - filled, offset + filled);
+      const bytesRead = readSync(file.fd, buffer, filled, length - filled, offset + filled);
       if (bytesRead === 0) break;
       filled += bytesRead;
     }
-    return data.subarray(0, filled);
+    return buffer.subarray(0, filled);
   }
+}
+
+/** In the order in which records number them. */
+const [diskImage, savedImage] = [0, 1] as const;
+
+async function heldWindows(path: string, signal: AbortSignal): Promise<Uint8Array> {
+  const ranges = await dataRanges(path, signal);
+  const held = new Uint8Array(Math.ceil(Math.max(0, ...ranges.map(({ end }) => end)) / windowBytes));
+  for (const { start, end } of ranges) held.fill(1, Math.floor(start / windowBytes), Math.ceil(end / windowBytes));
+  return held;
 }
 
 const mapSchema = z.array(z.object({ start: z.int(), length: z.int(), data: z.boolean() }));

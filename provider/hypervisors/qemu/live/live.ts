@@ -16,8 +16,8 @@ import { isLive, launchProcess, openNic, withQmp, type Surroundings } from "../l
 import { catchUpClock, end, settingsOf, start } from "../lifecycle.ts";
 import { answerDhcp } from "../ownNetwork.ts";
 import { queryStatus, resume } from "../qmpCommands.ts";
-import { openRawView, type RawView } from "../rawView.ts";
-import { Arrival } from "./arrival.ts";
+import { openRawView } from "../rawView.ts";
+import { Arrival, closeHere, openHere } from "./arrival.ts";
 import { Departure } from "./departure.ts";
 import { Images } from "./images.ts";
 import { removePlaces } from "./place.ts";
@@ -138,8 +138,7 @@ async function openDeparture(
   const views = await openViews(filesOf(images), progress.signal);
   try {
     const known = await Images.indexed(views.paths, former.onTarget, progress.signal);
-    await trimmed;
-    const departure = await Departure.open(guest, { images: known, former: former.path }, { around, progress });
+    const departure = await Departure.open(guest, { images: known, former: former.path, trimmed }, { around, progress });
     return { departure, views };
   } catch (error) {
     await views.close();
@@ -181,6 +180,9 @@ async function receive(
   const accelerator = await mustFit(guest, shape);
   const files = guestFiles(guest);
   const views = await openViews(images, progress.signal);
+  // it is read while QEMU starts
+  const here = openHere(views.paths, former, progress.signal);
+  here.catch(() => undefined);
   try {
     await makeFiles(guest, shape);
     const elsewhere = shape.launch.inside !== undefined || shape.network.address !== guest.network.address;
@@ -197,7 +199,7 @@ async function receive(
     const nic = await openNic(guest, launch, around);
     await launchProcess(guest, launch, { around, nic, incoming: "defer" });
     if (launch.inside !== undefined && nic.namespace !== undefined) await answerDhcp(guest, launch.inside);
-    const arrival = await Arrival.open(guest, { images: views.paths, former }, { around, signal: progress.signal });
+    const arrival = await Arrival.open(guest, here, { around });
     return {
       has: arrival.has,
       take: (records) => arrival.take(records),
@@ -206,6 +208,7 @@ async function receive(
     };
   } catch (error) {
     await end(guest);
+    await here.then(closeHere).catch(() => undefined);
     await views.close();
     throw error;
   }
@@ -293,15 +296,15 @@ interface Views {
 }
 
 async function openViews(files: readonly string[], signal: AbortSignal): Promise<Views> {
-  const views: RawView[] = [];
+  const opened = await Promise.allSettled(
+    files.map(async (file) => openRawView(file, { format: formatSchema.parse((await diskInfo(file)).format), signal })),
+  );
+  const views = opened.flatMap((it) => (it.status === "fulfilled" ? [it.value] : []));
   const close = async (): Promise<void> => void (await Promise.all(views.map((view) => view.close())));
-  try {
-    for (const file of files) views.push(await openRawView(file, { format: formatSchema.parse((await diskInfo(file)).format), signal }));
-    return { paths: views.map(({ path }) => path), close };
-  } catch (error) {
-    await close();
-    throw error;
-  }
+  const failed = opened.find((it) => it.status === "rejected");
+  if (failed === undefined) return { paths: views.map(({ path }) => path), close };
+  await close();
+  throw failed.reason;
 }
 
 const formatSchema = z.enum(["qcow2", "raw", "vmdk", "vhdx"]);

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { pageBytes } from "./ramStream.ts";
 import type { RamBlock } from "./ramStream.ts";
+import type { Place } from "./records.ts";
 
 /** Enough that no two contents are ever taken for one. */
 export const hashBytes = 16;
@@ -13,7 +14,15 @@ export const zeroHash = hashOf(Buffer.alloc(pageBytes));
 const unknown = Buffer.alloc(hashBytes);
 
 /** The guest's own memory; QEMU's other blocks hold firmware, which the target may have in another version. */
-const guestMemory = "pc.ram";
+export const guestMemory = "pc.ram";
+
+/** Stands for the content of a place that was not hashed; no content has such a hash. */
+export function markOf({ image, unit }: Place): Buffer {
+  const mark = Buffer.alloc(hashBytes, 0xff);
+  mark.writeUInt32BE(image, 8);
+  mark.writeUInt32BE(unit, 12);
+  return mark;
+}
 
 /** Which content each page has on the target. */
 export class PageTable {

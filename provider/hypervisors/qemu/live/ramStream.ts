@@ -27,6 +27,7 @@ const footerBytes = 5;
 /** `MIG_CMD_POSTCOPY_ADVISE`. */
 const adviseCommand = 3;
 const bytesOfSections = 256;
+const bufferBytes = 512 * 1024;
 
 /**
  * Takes QEMU's migration stream apart while it comes: pages of memory one by one, and all else as it is. Once memory has
@@ -34,8 +35,10 @@ const bytesOfSections = 256;
  */
 export class RamStream {
   readonly #sink: RamSink;
-  #rest: Buffer = Buffer.alloc(0);
+  /** One for all that comes: a new one for each chunk would be gigabytes to collect in the middle of a round. */
+  #rest: Buffer = Buffer.allocUnsafe(bufferBytes);
   #at = 0;
+  #end = 0;
   #state: "opening" | "sections" | "pages" | "devices" = "opening";
   #section = 0;
   #ending = false;
@@ -54,10 +57,12 @@ export class RamStream {
   }
 
   push(chunk: Buffer): void {
-    this.#rest = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
-    this.#at = 0;
+    const left = this.#left;
+    const rest = left + chunk.length > this.#rest.length ? Buffer.allocUnsafe(2 * (left + chunk.length)) : this.#rest;
+    this.#rest.copy(rest, 0, this.#at, this.#end);
+    chunk.copy(rest, left);
+    [this.#rest, this.#at, this.#end] = [rest, 0, left + chunk.length];
     while (this.#step());
-    this.#rest = this.#rest.subarray(this.#at);
   }
 
   #step(): boolean {
@@ -142,7 +147,7 @@ export class RamStream {
     const footer = Buffer.alloc(footerBytes);
     footer.writeUInt8(marks.footer, 0);
     footer.writeUInt32BE(section, 1);
-    const found = this.#rest.indexOf(footer, this.#at);
+    const found = this.#rest.subarray(0, this.#end).indexOf(footer, this.#at);
     if (found < 0) {
       if (this.#left > bytesOfSections) throw strange("a section without an end");
       return false;
@@ -187,7 +192,7 @@ export class RamStream {
   }
 
   get #left(): number {
-    return this.#rest.length - this.#at;
+    return this.#end - this.#at;
   }
 
   #take(length: number): Buffer {

@@ -31,7 +31,7 @@ export class UnitFile {
   readonly #known = new Set<string>();
   #file: FileHandle | undefined;
   #units: number;
-  #waiting: Buffer[] = [];
+  #waiting: Buffer = Buffer.alloc(0);
   #waitingBytes = 0;
 
   private constructor(path: string, file: FileHandle | undefined, units: number) {
@@ -54,7 +54,7 @@ export class UnitFile {
     return new UnitFile(path, file, units);
   }
 
-  /** What has a hash is taken once. The bytes must stay as they are until `flush`. */
+  /** What has a hash is taken once. */
   add(data: Buffer, hash?: Buffer): void {
     if (this.#file === undefined || this.#units >= mostUnits) return;
     if (hash !== undefined) {
@@ -62,17 +62,25 @@ export class UnitFile {
       if (this.#known.has(key)) return;
       this.#known.add(key);
     }
-    this.#waiting.push(data);
+    if (this.#waitingBytes + data.length > this.#waiting.length) {
+      const larger = Buffer.allocUnsafe(2 * (this.#waitingBytes + data.length));
+      this.#waiting.copy(larger, 0, 0, this.#waitingBytes);
+      this.#waiting = larger;
+    }
+    data.copy(this.#waiting, this.#waitingBytes);
     this.#waitingBytes += data.length;
     this.#units += data.length / pageBytes;
   }
 
   async flush(everything = false): Promise<void> {
     if (this.#file === undefined || this.#waitingBytes === 0 || (this.#waitingBytes < flushBytes && !everything)) return;
-    const bytes = Buffer.concat(this.#waiting);
-    [this.#waiting, this.#waitingBytes] = [[], 0];
+    const written = this.#waiting;
+    const bytes = written.subarray(0, this.#waitingBytes);
+    // what comes meanwhile must not get in between
+    [this.#waiting, this.#waitingBytes] = [Buffer.alloc(0), 0];
     try {
       await this.#file.writeFile(bytes);
+      if (this.#waitingBytes === 0) this.#waiting = written;
     } catch {
       await this.#close();
     }

@@ -43,6 +43,16 @@ describe("what a node keeps of a guest", () => {
     expect(await found(unit("c"))).toBeUndefined();
   });
 
+  it("is what was there when it was added, however the buffer is used afterwards", async () => {
+    const file = await UnitFile.fresh(path);
+    const buffer = unit("a");
+    file.add(buffer, hashOf(buffer));
+    unit("b").copy(buffer);
+    file.add(buffer, hashOf(buffer));
+    await file.keep();
+    expect(await readFile(path)).toEqual(Buffer.concat([unit("a"), unit("b")]));
+  });
+
   it("takes the place of what was there only once it is kept", async () => {
     const first = await UnitFile.fresh(path);
     first.add(unit("old"));
