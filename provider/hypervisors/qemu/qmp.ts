@@ -9,6 +9,8 @@ export const qmpDeadlines: Readonly<Record<string, number>> = {
   "query-status": 3_000,
   "query-migrate": 5_000,
   "query-jobs": 5_000,
+  // waits for the pages that the guest puts into its balloon: each is a hole punched in a file
+  "query-balloon": 60_000,
   // flush of the guest's disks
   stop: 30_000,
   quit: 10_000,
